@@ -1,0 +1,1 @@
+"""What breaks meanwhile: child processes, faults and the schedule that injects them."""

@@ -1,0 +1,1 @@
+"""The system under test: a prediction market on PostgreSQL, which knows nothing of the harness."""

@@ -1,0 +1,1 @@
+"""Was it right, and how fast: the judge and the report, pure functions of a run directory."""

@@ -1,0 +1,1 @@
+"""What clients try, and the record of what happened."""
