@@ -85,7 +85,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     faults: list[FaultPlan] = []
     thresholds: Thresholds = Thresholds()
     service: Service = Service()
-    servers: int = 1
 
     @property
     def load_s(self) -> float:
@@ -181,7 +180,6 @@ def check_plan(plan: Plan, *, where: str) -> None:
     rule(0 <= plan.market.fee_bps <= 1_000, "market.fee_bps", "from 0 to 1000")
     rule(1_000_000 <= plan.market.b_micro <= 10**15, "market.b_micro", "from 1000000 to 10^15")
     rule(0 < plan.market.user_funds_micro <= 10**15, "market.user_funds_micro", "above 0, at most 10^15")
-    rule(1 <= plan.servers <= 8, "servers", "from 1 to 8")
     for index, fault in enumerate(plan.faults):
         rule(fault.at_s >= 0 and fault.during_s >= 0, f"faults[{index}]", "at_s and during_s not below 0")
         rule(fault.at_s + fault.during_s < plan.load_s, f"faults[{index}]", "ends before the load does")
