@@ -1,0 +1,75 @@
+"""The reference server alone, on a database of its own, for a person with curl or Locust's web page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from chaos.postgres import choose_postgres
+from chaos.supervisor import Supervisor
+from chaos.target import (
+    REFERENCE_COMMAND,
+    TargetError,
+    await_healthy,
+    create_database,
+    install,
+    port_is_free,
+    spawn_server,
+    tail,
+)
+
+
+def serve_alone(
+    *, port: int, postgres: str, strategy: str, admin_token: str, step: Callable[[str], None]
+) -> None:
+    """Serve on 127.0.0.1 until SIGINT or SIGTERM, then end every child; raises TargetError, PostgresError."""
+    if not port_is_free(port):
+        raise TargetError(f"port {port} on 127.0.0.1 is in use; name another one with --port")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    scratch = Path(
+        tempfile.mkdtemp(prefix="seatrial-serve-", dir=os.environ.get("SEATRIAL_DATA_DIR", "/var/tmp"))
+    )
+    supervisor = Supervisor(scratch)
+    database = None
+    try:
+        supervisor.undo_remove(scratch)
+        database = choose_postgres(postgres, supervisor=supervisor, data_dir=scratch / "pgdata")
+        database.start()
+        step(f"PostgreSQL {database.version}, {database.kind}: {database.why}")
+        admin_dsn = create_database(database.dsn, f"seatrial_serve_{os.getpid()}")
+        access = install(
+            REFERENCE_COMMAND, admin_dsn, scratch / "logs" / "install.log", admin_token=admin_token
+        )
+        server = spawn_server(
+            supervisor, REFERENCE_COMMAND, access, name="server-0", port=port, strategy=strategy
+        )
+        await_healthy(f"http://127.0.0.1:{port}", child=server, given_up=stop.is_set)
+        for line in how_to_use(port, access.admin_token, admin_dsn):
+            step(line)
+        while not stop.wait(0.5):
+            if not server.alive:
+                raise TargetError(f"the server exited {server.returncode}: {tail(server.log)}")
+    finally:
+        if database is not None:
+            database.stop()
+        supervisor.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def how_to_use(port: int, admin_token: str, admin_dsn: str) -> list[str]:
+    """The lines that a person needs to go on from here."""
+    url = f"http://127.0.0.1:{port}"
+    return [
+        f"serving on {url}, OpenAPI at {url}/schema; Ctrl-C ends it and removes its database",
+        f"export SEATRIAL_ADMIN_TOKEN={admin_token}",
+        f"curl -s {url}/api/markets -H 'Authorization: Bearer '$SEATRIAL_ADMIN_TOKEN",
+        f".venv/bin/locust -f scenarios/hot_market.py --host {url}",
+        f"psql '{admin_dsn}'",
+    ]

@@ -1,0 +1,68 @@
+"""The verdict as a terminal shows it: the word first, then each invariant with how much it examined."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reports.judge import InvariantResult, Verdict
+
+STYLES = {"pass": "bold white on dark_green", "fail": "bold white on red", "slow": "bold black on yellow"}
+MARKS = {"held": ("✓", "green"), "broken": ("✗", "bold red"), "inconclusive": ("?", "yellow")}
+WITNESSES_SHOWN = 2
+
+
+def verdict_table(verdict: Verdict) -> RenderableType:
+    """Everything a person needs in order to decide whether to open the report."""
+    parts: list[RenderableType] = [invariants_table(verdict)]
+    if verdict.thresholds:
+        parts.append(thresholds_table(verdict))
+    word = Text(
+        f" {verdict.verdict.upper()} ", style=STYLES.get(verdict.verdict, "bold black on bright_cyan")
+    )
+    held = sum(one.result == "held" for one in verdict.invariants)
+    word.append(f"  {held} of {len(verdict.invariants)} invariants held", style="default on default not bold")
+    parts.append(Text())
+    parts.append(word)
+    parts += [Text(f"  {reason}") for reason in verdict.reasons]
+    return Group(*parts)
+
+
+def invariants_table(verdict: Verdict) -> Table:
+    """One line an invariant, in the order of the registry."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    table.add_column("invariant", no_wrap=True)
+    table.add_column("examined", justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    group = ""
+    for one in verdict.invariants:
+        if one.group != group:
+            group = one.group
+            table.add_row("", Text(group, style="bold"), "", "")
+        mark, style = MARKS[one.result]
+        table.add_row(
+            Text(mark, style=style), one.name, f"{one.examined:,} {one.unit}", Text(story(one), style=style)
+        )
+    return table
+
+
+def story(one: InvariantResult) -> str:
+    """What there is to say of an invariant that did not simply hold."""
+    if one.result == "broken":
+        shown = "; ".join(str(row) for row in one.witness[:WITNESSES_SHOWN])
+        return f"{one.violations:,} violations: {shown}"
+    return (one.detail or "") if one.result == "inconclusive" else ""
+
+
+def thresholds_table(verdict: Verdict) -> Table:
+    """The limits of the plan and what was measured."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("", "threshold", "limit", "measured"):
+        table.add_column(heading)
+    for one in verdict.thresholds:
+        mark, style = MARKS["held" if one.kept else "broken"]
+        measured = "-" if one.value is None else f"{one.value:,.3g}"
+        table.add_row(Text(mark, style=style), one.name, f"{one.limit:,.6g}", measured)
+    return table
