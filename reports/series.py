@@ -104,7 +104,7 @@ def load_bounds_ns(evidence: Evidence) -> tuple[int, int]:
     started = evidence.scalar("SELECT min(time_ns) FROM events WHERE event = 'load_started'")
     if first is None:
         return 0, 0
-    return int(started if started is not None else first), int(last)
+    return int(first if started is None else started), int(last or first)
 
 
 def answered(evidence: Evidence, origin_ns: int) -> None:
