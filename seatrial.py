@@ -6,6 +6,7 @@ import contextlib
 import random
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -144,7 +145,7 @@ def run(
         probe_command=lambda judge_dsn: probe_command(judge_dsn, folder),
         step=announce,
     )
-    with trial, stopped_by_signals(trial):
+    with trial, set_by_signals(trial.interrupted):
         cut = conduct(trial)
     verdict = judged(folder, cut)
     raise typer.Exit(present(folder, verdict))
@@ -156,13 +157,13 @@ def announce(text: str) -> None:
 
 
 @contextlib.contextmanager
-def stopped_by_signals(trial: Trial) -> Iterator[None]:
-    """The first SIGINT or SIGTERM ends the load early; the books are still read, judged and reported."""
+def set_by_signals(interrupted: threading.Event) -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the work early; what there is by then is still read and reported."""
 
     def on_signal(number: int, _frame: object) -> None:
-        if not trial.interrupted.is_set():
-            announce(f"{signal.Signals(number).name}: stopping the load, then judging what there is")
-        trial.interrupted.set()
+        if not interrupted.is_set():
+            announce(f"{signal.Signals(number).name}: stopping, then reporting what there is")
+        interrupted.set()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -278,6 +279,53 @@ def serve(
         serve_alone(
             port=port, postgres=postgres, strategy=trade_strategy, admin_token=admin_token, step=announce
         )
+
+
+@app.command()
+def bench(
+    users: Annotated[str, typer.Option(help="Numbers of concurrent users, comma separated.")] = "1,8,50,100",
+    strategies: Annotated[str, typer.Option(help="Trade strategies to compare.")] = ",".join(STRATEGIES),
+    levels: Annotated[
+        str, typer.Option(help="`sql` calls the functions, `http` goes through the server.")
+    ] = "sql,http",
+    tools: Annotated[
+        str, typer.Option(help="HTTP clients: `wrk`, `locust`, or `auto` for Locust and, if installed, wrk.")
+    ] = "auto",
+    seconds: Annotated[float, typer.Option(help="Length of one cell.", min=0.5, max=600)] = 4.0,
+    rounds: Annotated[
+        int, typer.Option(help="How often each cell is measured; the median counts.", min=1, max=99)
+    ] = 1,
+    postgres: PostgresSpec = "auto",
+    runs: Annotated[Path, typer.Option(help="The folder that the bench's own folder goes into.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """Compare the trade strategies on one hot market: a table with ratios, a picture, and JSON."""
+    from chaos.bench import Bench, BenchError, bench_plan
+    from reports.bench_summary import bench_table, summarise, write_summary
+    from scenarios.run_directory import create_folder
+
+    with usage_errors():
+        try:
+            plan = bench_plan(
+                users=users, strategies=strategies, levels=levels, tools=tools, seconds=seconds, rounds=rounds
+            )
+        except BenchError as error:
+            raise stop(str(error)) from None
+        folder = create_folder(runs, "bench")
+        interrupted = threading.Event()
+        with Bench(folder, plan, postgres=postgres, step=announce) as measuring, set_by_signals(interrupted):
+            try:
+                measuring.prepare()
+                rows = measuring.measure(interrupted.is_set)
+                announce(f"books: {measuring.reconciled():,} accounts reconcile")
+            except BenchError as error:
+                err.print(Text(f"seatrial bench: {error}", style="red"), soft_wrap=True)
+                raise typer.Exit(1) from None
+    summary = summarise(rows)
+    write_summary(folder, summary)
+    out.print(bench_table(summary))
+    out.print(f"{folder / 'bench.json'}, {folder / 'bench.png'}", soft_wrap=True)
 
 
 @app.command()

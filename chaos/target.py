@@ -23,7 +23,7 @@ import httpx
 import msgspec
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from chaos.supervisor import Child, Supervisor
 
@@ -128,7 +128,7 @@ def create_database(dsn: str, name: str) -> str:
     """Create an empty database in the cluster of `dsn` and return its DSN."""
     with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    return make_conninfo(**{**conninfo_to_dict(dsn), "dbname": name})
+    return make_conninfo(dsn, dbname=name)
 
 
 def install(command: list[str], admin_dsn: str, log: Path, *, admin_token: str = "") -> Access:

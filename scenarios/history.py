@@ -305,3 +305,24 @@ def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
                 yield decoder.decode(line)
             except msgspec.DecodeError as error:
                 raise HistoryError(path, number, f"not a {kind.__name__} row: {error}") from None
+
+
+class BenchRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One measurement of one strategy under one number of users, closed loop: a bench.jsonl row.
+
+    `booked` is how many trades the books gained, counted after the fact; it is what `trades_per_s` rests on.
+    """
+
+    level: Literal["sql", "http"]
+    tool: str
+    strategy: str
+    users: int
+    round: int
+    seconds: float
+    replied_ok: int
+    refused: int
+    booked: int
+    trades_per_s: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float

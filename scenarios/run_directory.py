@@ -39,16 +39,8 @@ def create_run(plan: Plan, *, seed: int, target: dict[str, Any], runs: Path, pro
     """Make runs/<time>-<scenario>-seed<seed>/ and write its plan.json; raises RunDirectoryError."""
     started = datetime.now(UTC)
     name = f"{started:%Y%m%dT%H%M%SZ}-{plan.scenario}-seed{seed}"
-    run = runs / name
+    run = make_folder(runs, name)
     try:
-        runs.mkdir(parents=True, exist_ok=True)
-        free_bytes = shutil.disk_usage(runs).free
-        if free_bytes < FREE_BYTES_MIN:
-            raise RunDirectoryError(
-                f"{runs}: {free_bytes >> 20} MB free, a run needs {FREE_BYTES_MIN >> 20} MB; "
-                "free some space or name another folder with --runs"
-            )
-        run.mkdir()
         row = RunPlan(
             format=FORMAT,
             run=name,
@@ -66,6 +58,27 @@ def create_run(plan: Plan, *, seed: int, target: dict[str, Any], runs: Path, pro
     except OSError as error:
         raise RunDirectoryError(f"{run}: cannot be written: {error.strerror or error}") from None
     return run
+
+
+def create_folder(runs: Path, purpose: str) -> Path:
+    """Make runs/<time>-<purpose>/ for something that is not a run; raises RunDirectoryError."""
+    return make_folder(runs, f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{purpose}")
+
+
+def make_folder(runs: Path, name: str) -> Path:
+    """Make a new folder where there is room for it."""
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(runs).free
+        if free_bytes < FREE_BYTES_MIN:
+            raise RunDirectoryError(
+                f"{runs}: {free_bytes >> 20} MB free, a run needs {FREE_BYTES_MIN >> 20} MB; "
+                "free some space or name another folder with --runs"
+            )
+        (runs / name).mkdir()
+    except OSError as error:
+        raise RunDirectoryError(f"{runs / name}: cannot be made: {error.strerror or error}") from None
+    return runs / name
 
 
 def versions() -> dict[str, str]:
