@@ -15,7 +15,10 @@ class RunError(Exception):
 
 
 class Evidence:
-    """One run, open for judging. `memo` keeps what several checkers share; `incomplete` says what is missing."""
+    """One run, open for judging.
+
+    `memo` keeps what several checkers share; `incomplete` says what is missing.
+    """
 
     def __init__(self, run: Path, plan: RunPlan, db: duckdb.DuckDBPyConnection) -> None:
         self.run = run
