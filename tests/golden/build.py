@@ -12,6 +12,7 @@ one market closes under them; one reply is dropped by a fault, which is healed.
 
 from __future__ import annotations
 
+from scenarios.history import FORMAT
 from tests.golden.market import START_NS
 from tests.golden.recorder import MS, GoldenRun, S
 
