@@ -104,16 +104,19 @@ ALTER TABLE ledger_entries ENABLE ALWAYS TRIGGER entries_are_never_emptied;
 -- The statement that writes entries writes whole transactions, after their accounts: debits equal
 -- credits in each, and the newest entry of an account states the account's balance and version.
 CREATE FUNCTION check_entries() RETURNS trigger
-LANGUAGE plpgsql SET enable_seqscan = off
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_id bigint;
 BEGIN
     SELECT w.transaction_id INTO v_id
-    FROM written AS w
-    GROUP BY w.transaction_id
-    HAVING sum(w.credit - w.debit) <> 0
-        OR NOT EXISTS (SELECT FROM transactions AS t WHERE t.transaction_id = w.transaction_id)
+    FROM (
+        SELECT transaction_id, sum(credit - debit) AS difference
+        FROM written
+        GROUP BY transaction_id
+    ) AS w
+    LEFT JOIN transactions AS t ON w.transaction_id = t.transaction_id
+    WHERE w.difference <> 0 OR t.transaction_id IS null
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'transaction % does not balance or does not exist', v_id USING ERRCODE = 'ST001';
