@@ -13,6 +13,21 @@ from typing import Any
 import msgspec
 
 PLANS = Path(__file__).parent / "plans"
+SCENARIOS = {
+    "hot_market": frozenset(
+        {
+            "buy_amount",
+            "buy_shares",
+            "sell",
+            "read_market",
+            "read_account",
+            "read_ledger",
+            "replay",
+            "reuse_key",
+            "buy_closed",
+        }
+    )
+}
 
 
 class PlanError(Exception):
@@ -150,9 +165,31 @@ def load_plan(name_or_path: str) -> Plan:
     try:
         plan = msgspec.convert(document, Plan)
     except msgspec.ValidationError as error:
-        raise PlanError(f"{path}: {error}") from None
+        raise PlanError(f"{path}: {named(error)}") from None
     check_plan(plan, where=str(path))
     return plan
+
+
+def read_run_plan(run: Path) -> RunPlan:
+    """What was asked of a run; raises PlanError when the folder has no sound plan.json."""
+    path = run / "plan.json"
+    try:
+        asked = msgspec.json.decode(path.read_bytes(), type=RunPlan)
+    except OSError as error:
+        raise PlanError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except msgspec.ValidationError as error:
+        raise PlanError(f"{path}: {named(error)}") from None
+    except msgspec.DecodeError as error:
+        raise PlanError(f"{path}: not JSON: {error}") from None
+    check_plan(asked.plan, where=str(path))
+    return asked
+
+
+def named(error: msgspec.ValidationError) -> str:
+    """A validation error with the key first: `load.patience_s: Expected ...`."""
+    rule, _, place = str(error).partition(" - at `")
+    key = place.rstrip("`").removeprefix("$").removeprefix(".")
+    return f"{key}: {rule}" if key else rule
 
 
 def check_plan(plan: Plan, *, where: str) -> None:
@@ -168,9 +205,17 @@ def check_plan(plan: Plan, *, where: str) -> None:
         rule(stage.ramp_s >= 0 and stage.hold_s >= 0, f"stages[{index}]", "ramp_s and hold_s not below 0")
     rule(0 < plan.load_s <= 86_400, "stages", "the load lasts more than 0 s and at most a day")
     rule(max(stage.users for stage in plan.stages) > 0, "stages", "at least one stage has users")
+    rule(
+        plan.scenario in SCENARIOS,
+        "scenario",
+        f"no scenario {plan.scenario!r}; the scenarios are {', '.join(sorted(SCENARIOS))}",
+    )
+    actions = SCENARIOS[plan.scenario]
     rule(bool(plan.mix), "mix", "at least one action with a weight")
     for action, weight in plan.mix.items():
-        rule(weight >= 0, f"mix.{action}", "a weight is not below 0")
+        known = f"not an action of {plan.scenario}; those are {', '.join(sorted(actions))}"
+        rule(action in actions, f"mix.{action}", known)
+        rule(0 <= weight <= 1e6, f"mix.{action}", "a weight is from 0 to 1000000")
     rule(sum(plan.mix.values()) > 0, "mix", "at least one weight above 0")
     rule(0 < plan.load.rate_per_user_s <= 10_000, "load.rate_per_user_s", "above 0, at most 10000")
     rule(0 < plan.load.patience_s <= 600, "load.patience_s", "above 0, at most 600")
@@ -180,6 +225,9 @@ def check_plan(plan: Plan, *, where: str) -> None:
     rule(0 <= plan.market.fee_bps <= 1_000, "market.fee_bps", "from 0 to 1000")
     rule(1_000_000 <= plan.market.b_micro <= 10**15, "market.b_micro", "from 1000000 to 10^15")
     rule(0 < plan.market.user_funds_micro <= 10**15, "market.user_funds_micro", "above 0, at most 10^15")
+    for name, limit in msgspec.structs.asdict(plan.thresholds).items():
+        rule(limit is None or 0 <= limit < float("inf"), f"thresholds.{name}", "a number not below 0")
+    rule(0 < plan.service.recovery_s <= 600, "service.recovery_s", "above 0, at most 600")
     for index, fault in enumerate(plan.faults):
         rule(fault.at_s >= 0 and fault.during_s >= 0, f"faults[{index}]", "at_s and during_s not below 0")
         rule(fault.at_s + fault.during_s < plan.load_s, f"faults[{index}]", "ends before the load does")

@@ -35,10 +35,15 @@ class RunDirectoryError(Exception):
     """The run directory cannot be made; names the folder and the rule."""
 
 
-def create_run(plan: Plan, *, seed: int, target: dict[str, Any], runs: Path, project: Path) -> Path:
-    """Make runs/<time>-<scenario>-seed<seed>/ and write its plan.json; raises RunDirectoryError."""
+def create_run(
+    plan: Plan, *, seed: int, target: dict[str, Any], runs: Path, project: Path, ending: str | None = None
+) -> Path:
+    """Make runs/<time>-<scenario>-seed<seed>/ and write its plan.json; raises RunDirectoryError.
+
+    `ending` takes the place of the seed in the name.
+    """
     started = datetime.now(UTC)
-    name = f"{started:%Y%m%dT%H%M%SZ}-{plan.scenario}-seed{seed}"
+    name = f"{started:%Y%m%dT%H%M%SZ}-{plan.scenario}-{ending or f'seed{seed}'}"
     run = make_folder(runs, name)
     try:
         row = RunPlan(
