@@ -1,0 +1,357 @@
+"""The proxy's two ends of one client: its connection, and the upstream connection that belongs to it.
+
+One client connection has one upstream connection, made when the client connects and ended with it, so what
+happens to one end is what the other would have met directly:
+
+1. Requests go upstream one at a time, each once; further ones that the client pipelined wait in the inbox.
+2. A request that a fault selects is held until it is whole, then the fault drives it (chaos.http_exchange).
+3. Upstream refused, or lost while a request is open: the client's connection is reset. The proxy never
+   answers in the server's place, and never sends again.
+4. Upstream closed between requests: the client's connection is closed.
+5. What cannot be framed turns the connection into a tunnel of plain bytes, which no fault can hit.
+
+Why not a pool of upstream connections: a client would meet the death of connections that are not its own,
+and a request on a connection that has just idled out would call for the silent re-send we forbid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from chaos.http_exchange import Exchange
+from chaos.http_framing import (
+    HEAD_BYTES_MAX,
+    Body,
+    FramingError,
+    UntilCloseBody,
+    body_of,
+    reply_framing,
+    request_framing,
+)
+from chaos.http_messages import Reply, ReplyCollector, Request
+from chaos.http_upstream import CONNECT_TIMEOUT_S, UpstreamConnection
+
+if TYPE_CHECKING:
+    from chaos.http_proxy import HttpProxy
+    from chaos.proxy_triggers import Armed
+
+INBOX_BYTES_MAX = 256 * 1024
+HALF_CLOSED_S_MAX = 60.0  # how long a client that has closed its sending side may wait for its reply
+_LINGER_NONE = struct.pack("ii", 1, 0)
+_INBOX_FULL, _UPSTREAM_FULL = 1, 2
+
+
+class ClientConnection(asyncio.Protocol):
+    """A client, and the state of the message that passes in each direction."""
+
+    def __init__(self, proxy: HttpProxy) -> None:
+        self.closed = False
+        self._proxy = proxy
+        self._transport: asyncio.Transport
+        self._upstream: UpstreamConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._inbox = b""  # read, not forwarded yet
+        self._request_body: Body | None = None  # of a request whose head is forwarded
+        self._awaiting_reply = False
+        self._to_head_request = False
+        self._reply_head = b""  # the first part of a head that came in pieces
+        self._reply_body: Body | None = None
+        self._selected: tuple[Armed, int, int] | None = None  # fault, bytes of the head, of the request
+        self._held = False  # a fault has the request and the reply
+        self._collector: ReplyCollector | None = None
+        self._tunnel = False
+        self._half_closed = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._blocked = 0  # why reading pauses
+
+    # --- the client's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._proxy.clients.add(self)
+        self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                port = self._proxy.next_upstream()
+                _, upstream = await loop.create_connection(
+                    lambda: UpstreamConnection(self, port), "127.0.0.1", port
+                )
+        except (OSError, TimeoutError):
+            self._proxy.refused += 1
+            self.reset()
+            return
+        if self.closed:
+            upstream.transport.abort()
+            return
+        self._upstream = upstream
+        self._take_inbox()
+
+    def data_received(self, data: bytes) -> None:
+        if self._inbox:
+            data = self._inbox + data
+            self._inbox = b""
+        self._advance(data)
+
+    def _advance(self, data: bytes) -> None:
+        """Forward what may be forwarded, keep the rest."""
+        while data:
+            upstream = self._upstream
+            if upstream is None or self._held:
+                self._keep(data)
+                return
+            if self._tunnel:
+                upstream.transport.write(data)
+                return
+            if self._request_body is not None:
+                data = self._pass_request_body(self._request_body, upstream, data)
+            elif self._awaiting_reply:
+                self._keep(data)
+                return
+            else:
+                rest = self._begin(upstream, data)
+                if rest is None:
+                    self._inbox = data
+                    return
+                data = rest
+
+    def _begin(self, upstream: UpstreamConnection, data: bytes) -> bytes | None:
+        """Start a request; returns the bytes that it left over, None when it needs more of them first."""
+        if self._selected is None:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4:
+                if len(data) > HEAD_BYTES_MAX:
+                    self._make_tunnel()
+                    return data
+                return None
+            head = data[:end]
+            try:
+                length = request_framing(head)
+            except FramingError:
+                self._make_tunnel()
+                return data
+            self._proxy.requests += 1
+            armed = self._proxy.triggers.match(head) if self._proxy.triggers.waiting else None
+            if armed is None:
+                self._awaiting_reply = True
+                self._to_head_request = head.startswith(b"HEAD ")
+                if len(data) == end + length:
+                    upstream.transport.write(data)
+                    return b""
+                upstream.transport.write(head)
+                if length:
+                    self._request_body = body_of(length)
+                return data[end:]
+            self._selected = (armed, end, end + length)
+        armed, head_bytes, total = self._selected
+        if len(data) < total:
+            return None
+        self._selected = None
+        self._held = True
+        exchange = Exchange(
+            self, Request(data[:total], head_bytes), self._proxy.other_upstream(upstream.port), armed.hurry
+        )
+        self._proxy.triggers.strike(armed, exchange)
+        return data[total:]
+
+    def _pass_request_body(self, body: Body, upstream: UpstreamConnection, data: bytes) -> bytes:
+        try:
+            end = body.feed(data, 0)
+        except FramingError:
+            self._make_tunnel()
+            return data
+        if end < 0:
+            upstream.transport.write(data)
+            return b""
+        self._request_body = None
+        upstream.transport.write(data[:end])
+        return data[end:]
+
+    def _keep(self, data: bytes) -> None:
+        self._inbox = data
+        if len(data) > INBOX_BYTES_MAX:
+            self._block(_INBOX_FULL)
+
+    def _take_inbox(self) -> None:
+        self._unblock(_INBOX_FULL)
+        if self._inbox:
+            data, self._inbox = self._inbox, b""
+            self._advance(data)
+        if self._half_closed and not self._open_request():
+            self.close()
+
+    def _make_tunnel(self) -> None:
+        self._proxy.tunnels += 1
+        self._tunnel = True
+
+    def eof_received(self) -> bool:
+        """A client that has closed its sending side still gets the replies to its whole requests."""
+        self._half_closed = True
+        connecting = self._upstream is None and bool(self._inbox)
+        if self._tunnel and self._upstream is not None:
+            self._upstream.transport.write_eof()
+        elif not connecting and not self._open_request():
+            return False
+        self._deadline = asyncio.get_running_loop().call_later(HALF_CLOSED_S_MAX, self.reset)
+        return True
+
+    def _open_request(self) -> bool:
+        return self._held or (self._awaiting_reply and self._request_body is None) or self._tunnel
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self.closed = True
+        self._proxy.clients.discard(self)
+        if self._deadline is not None:
+            self._deadline.cancel()
+        # A request that a fault is forwarding goes its way; what was written to the server still arrives.
+        if self._upstream is not None and not self._held:
+            self._upstream.transport.close()
+
+    # --- the upstream's side
+
+    def reply_received(self, data: bytes) -> None:
+        """Bytes from the server."""
+        if self._collector is not None:
+            rest = self._collector.feed(data)
+            if rest:
+                self.reset()
+            return
+        if self._reply_head:
+            data, self._reply_head = self._reply_head + data, b""
+        while data:
+            if self._tunnel or self.closed:
+                self._transport.write(data)
+                return
+            try:
+                data = self._pass_reply(data)
+            except FramingError:
+                self._make_tunnel()
+                self._take_inbox()
+
+    def _pass_reply(self, data: bytes) -> bytes:
+        """Relay one piece of a reply; returns the bytes after it."""
+        if self._reply_body is not None:
+            end = self._reply_body.feed(data, 0)
+            if end < 0:
+                self._transport.write(data)
+                return b""
+            self._reply_body = None
+            self._transport.write(data[:end])
+            self._reply_over()
+            return data[end:]
+        if not self._awaiting_reply:  # unasked for, like the 408 of a server that waited too long
+            raise FramingError("a reply without a request")
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            if len(data) > HEAD_BYTES_MAX:
+                raise FramingError("a head without end")
+            self._reply_head = data
+            return b""
+        status, length = reply_framing(data[:end], to_head_request=self._to_head_request)
+        if status >= 200 and length >= 0 and len(data) == end + length:
+            self._transport.write(data)
+            self._reply_over()
+            return b""
+        self._transport.write(data[:end])
+        if status >= 200:
+            if length:
+                self._reply_body = body_of(length)
+            else:
+                self._reply_over()
+        return data[end:]
+
+    def _reply_over(self) -> None:
+        self._awaiting_reply = False
+        if self._inbox or self._half_closed:
+            self._take_inbox()
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        """The server has ended the connection."""
+        self._upstream = None
+        if self._collector is not None:
+            self._collector.ended(error)
+        if self.closed or self._held:  # the fault decides what its client sees
+            return
+        whole = error is None and isinstance(self._reply_body, UntilCloseBody)
+        request_open = self._awaiting_reply or self._selected is not None or bool(self._inbox)
+        if (request_open and not whole) or (error is not None and self._tunnel):
+            self.reset()
+        else:
+            self.close()
+
+    # --- what a fault asks for (Held)
+
+    def forward_held(self, request: Request) -> asyncio.Future[Reply]:
+        """Send a held request to the server."""
+        self._collector = ReplyCollector(to_head_request=request.is_head)
+        if self._upstream is None:
+            self._collector.lost("the upstream connection had ended")
+        else:
+            self._upstream.transport.write(request.raw)
+        return self._collector.reply
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def release(self) -> None:
+        """The fault is done with this connection; idempotent."""
+        if not self._held:
+            return
+        self._held = False
+        collector, self._collector = self._collector, None
+        if self.closed or self._upstream is None or (collector is not None and not collector.reply.done()):
+            # Gone on one side, or a reply still to come that nobody waits for: the connection ends here.
+            if self._upstream is not None:
+                self._upstream.transport.close()
+            if not self.closed:
+                self.close()
+            return
+        self._take_inbox()
+
+    def close(self) -> None:
+        """End the connection after everything written has been sent."""
+        self._transport.close()
+
+    def reset(self) -> None:
+        """End the connection with RST, so that nobody can take it for the end of a reply."""
+        if self.closed or self._transport.is_closing():
+            return
+        sock: socket.socket | None = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+        self._transport.abort()
+
+    # --- neither side may outrun the other
+
+    def pause_writing(self) -> None:
+        if self._upstream is not None and not self._upstream.transport.is_closing():
+            self._upstream.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._upstream is not None and not self._upstream.transport.is_closing():
+            self._upstream.transport.resume_reading()
+
+    def upstream_full(self, full: bool) -> None:
+        if full:
+            self._block(_UPSTREAM_FULL)
+        else:
+            self._unblock(_UPSTREAM_FULL)
+
+    def _block(self, why: int) -> None:
+        if not self._blocked and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._blocked |= why
+
+    def _unblock(self, why: int) -> None:
+        if not self._blocked & why:
+            return
+        self._blocked &= ~why
+        if not self._blocked and not self._transport.is_closing():
+            self._transport.resume_reading()
