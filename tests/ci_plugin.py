@@ -1,0 +1,47 @@
+"""A pytest plugin for CI: with CI=true a skipped test fails the session, unless its reason was announced.
+
+A test that needs a container engine may be skipped where .ci/run could not start one: it says so in one
+loud line and in SEATRIAL_NO_DOCKER, and that very reason has to appear in the skip.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+ANNOUNCED = "SEATRIAL_NO_DOCKER"
+
+
+class NothingIsSkippedSilently:
+    """Collects the skips that nobody announced."""
+
+    def __init__(self) -> None:
+        self.silent: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            announced = os.environ.get(ANNOUNCED)
+            if not (announced and announced in reason):
+                self.silent.append(f"{report.nodeid}: {reason}")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self.silent.append(f"{report.nodeid}: a whole module")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.silent and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.silent:
+            terminalreporter.section("skipped, which CI=true forbids", red=True)
+            for line in self.silent:
+                terminalreporter.write_line(line)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI") == "true":
+        config.pluginmanager.register(NothingIsSkippedSilently(), "nothing-is-skipped-silently")
