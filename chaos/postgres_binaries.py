@@ -103,7 +103,12 @@ def _candidates() -> list[tuple[Path, str]]:
         found.append((Path(wheel.origin).parent / "pginstall" / "bin", "wheel"))
     if config := shutil.which("pg_config"):
         asked = subprocess.run(
-            [config, "--bindir"], capture_output=True, text=True, timeout=10, check=False, stdin=subprocess.DEVNULL
+            [config, "--bindir"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
         if asked.returncode == 0:
             found.append((Path(asked.stdout.strip()), "system"))

@@ -19,6 +19,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -75,6 +76,7 @@ class EmbeddedPostgres:
         self._child: Child | None = None
         self._paused: list[Identity] = []
         self._pause_undo = 0
+        self._segment: str | None = None
         self._segment_undo = 0
 
     @property
@@ -281,12 +283,21 @@ class EmbeddedPostgres:
         """Have the System V segment removed if nobody stops the server in order: it outlives a SIGKILL."""
         lines = (self.data_dir / "postmaster.pid").read_text(encoding="ascii").splitlines()
         parts = lines[6].split() if len(lines) > 6 else []
-        if self._segment_undo:
-            self._supervisor.undo.done(self._segment_undo)
-            self._segment_undo = 0
+        self._forget_shared_memory()
         if len(parts) == 2 and shutil.which("ipcrm"):
             self._segment = parts[1]
             self._segment_undo = self._supervisor.undo.run(["ipcrm", "-m", self._segment])
+
+    def _remove_shared_memory(self) -> None:
+        """Remove what a killed server left; after a shutdown in order there is no such segment any more."""
+        if self._segment is not None:
+            subprocess.run(["ipcrm", "-m", self._segment], capture_output=True, timeout=10, check=False)
+            self._forget_shared_memory()
+
+    def _forget_shared_memory(self) -> None:
+        if self._segment is not None:
+            self._supervisor.undo.done(self._segment_undo)
+            self._segment = None
 
     def _forget_pause(self) -> None:
         self._paused = []
