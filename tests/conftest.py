@@ -24,7 +24,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class MarketDatabase:
-    """How to reach one copy: as its owner, as the server, as the judge, and over HTTP as the administrator."""
+    """How to reach one copy: as its owner, its server, its judge, and over HTTP as its administrator."""
 
     admin_dsn: str
     app_dsn: str
