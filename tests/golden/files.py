@@ -16,15 +16,16 @@ def write_lines(path: Path, rows: list[Row]) -> None:
     path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
 
 
-def write_view(path: Path, view: str, rows: list[Row]) -> None:
-    """One view of the books as parquet."""
-    columns = VIEWS[view]
+def write_views(folder: Path, views: dict[str, list[Row]]) -> None:
+    """Views of the books as parquet files, one a view."""
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'")
-        db.execute(f"CREATE TABLE t ({', '.join(f'{name} {kind}' for name, kind in columns.items())})")
-        if rows:
-            marks = ", ".join("?" for _ in columns)
-            db.executemany(
-                f"INSERT INTO t VALUES ({marks})", [[row[name] for name in columns] for row in rows]
+        for view, rows in views.items():
+            columns = VIEWS[view]
+            kept = [{name: row[name] for name in columns} for row in rows]
+            db.execute(f"CREATE TABLE {view} ({', '.join(f'{name} {of}' for name, of in columns.items())})")
+            db.execute(
+                f"INSERT INTO {view} SELECT row.* FROM (SELECT unnest(from_json(?, ?)) AS row)",
+                [json.dumps(kept, default=str), json.dumps([columns])],
             )
-        db.execute(f"COPY t TO '{path}' (FORMAT parquet)")
+            db.execute(f"COPY {view} TO '{folder / view}.parquet' (FORMAT parquet)")

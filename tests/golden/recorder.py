@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.history import FORMAT, digest
-from tests.golden.files import write_lines, write_view
+from tests.golden.files import write_lines, write_views
 from tests.golden.market import EPOCH, START_NS, Books, Row
 
 MS = 1_000_000
@@ -379,8 +379,7 @@ class GoldenRun:
         write_lines(run / "history" / f"{writer}.jsonl", [header, *self.history, end])
         for name in ("faults", "samples", "probes", "events"):
             write_lines(run / f"{name}.jsonl", getattr(self, name))
-        for view, rows in self.books.views.items():
-            write_view(run / "state" / f"{view}.parquet", view, rows)
+        write_views(run / "state", self.books.views)
         counts = {view: len(rows) for view, rows in self.books.views.items()}
         (run / "state" / "manifest.json").write_text(json.dumps(self.manifest | {"rows": counts}) + "\n")
         return run
