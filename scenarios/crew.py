@@ -53,7 +53,7 @@ class Crew:
         self.side_closed = False
         self.load_started_ns = 0
         self._place = place
-        self._tag = hashlib.sha256(asked.run.encode()).hexdigest()[:6]
+        self._tag = hashlib.sha256(asked.run.encode()).hexdigest()[:10]
         self._admin_token = admin_token
         self._admin_user = "admin"
         self._admins: dict[str, Client] = {}

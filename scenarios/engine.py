@@ -5,13 +5,14 @@ goes by the plan's stages, and prints a Status row a second. `locust -f scenario
 a fresh directory runs/<time>-<scenario>-adhoc/ is made, the plan `quick` gives mix and pace, and users come
 and go as Locust's own page or options say.
 
-With `--processes N` Locust forks workers; the master makes the markets and tells each worker of them before
-the first user is spawned. Every process has a history file of its own.
+With `--processes N` Locust forks workers; the master makes the markets, tells each worker of them, and the
+load begins when all have accounts for their users. Every process has a history file of its own.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import signal
@@ -23,6 +24,8 @@ from typing import Any, NoReturn
 
 import gevent
 import msgspec
+from gevent.queue import Empty, Queue
+from locust import argument_parser
 
 from scenarios.crew import Crew, Place
 from scenarios.intents import Venue
@@ -36,7 +39,9 @@ from scenarios.wire import resolve
 PROJECT = Path(__file__).resolve().parent.parent
 ADHOC_PLAN = "quick"
 ABANDON_GRACE_S = 2.0
+WORKERS_READY_TIMEOUT_S = 120.0
 VENUE_MESSAGE = "seatrial_venue"
+READY_MESSAGE = "seatrial_ready"
 TALLY_MESSAGE = "seatrial_tally"
 ABANDON_MESSAGE = "seatrial_abandon"
 
@@ -55,6 +60,7 @@ class Engine:
         self._run = Path(named) if named else None
         self._environment: Any = None
         self._overview = Overview()
+        self._ready: Queue[str] = Queue()
 
     def attach(self, events: Any) -> None:
         """Listen to Locust's events."""
@@ -63,7 +69,15 @@ class Engine:
         events.user_error.add_listener(self._on_user_error)
         events.quitting.add_listener(self._on_quitting)
 
-    def begin_load(self) -> None:
+    @property
+    def user_count(self) -> int:
+        """Users now, in all processes."""
+        if self._environment.parsed_options.master:
+            return self._overview.users
+        count: int = self._environment.runner.user_count
+        return count
+
+    def _begin_load(self) -> None:
         """The first user comes now; tells the live view at once, for faults count from here."""
         assert self.crew is not None
         if self.crew.load_started_ns:
@@ -86,15 +100,18 @@ class Engine:
         if options.worker:
             runner.register_message(VENUE_MESSAGE, self._on_venue)
             runner.register_message(ABANDON_MESSAGE, self._on_abandon)
+            # A worker asks for these a hundred times a message from its master, which would stall it 50 ms.
+            argument_parser.default_args_dict = functools.cache(argument_parser.default_args_dict)
             return
         if options.master:
             runner.register_message(TALLY_MESSAGE, self._on_tally)
+            runner.register_message(READY_MESSAGE, self._on_ready)
         self._set_up(options)
         if self.shaped:
             gevent.spawn(self._tell_every_second)
 
     def _set_up(self, options: Any) -> None:
-        """Make the run directory if there is none, the markets, and the accounts that are known to be needed."""
+        """Make the run directory if there is none, the markets, and the accounts known to be needed."""
         try:
             asked = self._asked(options.host)
             assert self._run is not None
@@ -116,24 +133,37 @@ class Engine:
         if options.worker:
             return
         assert self.crew is not None
-        assert self.crew.venue is not None
-        if options.master:
-            runner.send_message(
-                VENUE_MESSAGE,
-                {
-                    "run": str(self._run),
-                    "host": options.host,
-                    "venue": msgspec.to_builtins(self.crew.venue),
-                    "users": -(-runner.target_user_count // max(runner.worker_count, 1)),
-                    "processes": max(runner.worker_count, 1),
-                },
-            )
-        elif not self.shaped:
-            try:
+        try:
+            if options.master:
+                self._ready_workers(runner, options.host)
+            elif not self.shaped:
                 self.crew.open_accounts(runner.target_user_count)
-            except SetupError as error:
-                self._fail(str(error))
-        self.begin_load()
+        except SetupError as error:
+            self._fail(str(error))
+        self._begin_load()
+
+    def _ready_workers(self, runner: Any, host: str) -> None:
+        """Tell every worker of the markets and wait until all have accounts; raises SetupError."""
+        assert self.crew is not None
+        processes = max(runner.worker_count, 1)
+        users = runner.target_user_count
+        if self.shaped:
+            users = max(stage.users for stage in self.crew.plan.stages)
+        told = {
+            "run": str(self._run),
+            "host": host,
+            "venue": msgspec.to_builtins(self.crew.venue),
+            "users": -(-users // processes),
+            "processes": processes,
+        }
+        runner.send_message(VENUE_MESSAGE, told)
+        for _ in range(processes):
+            try:
+                trouble = self._ready.get(timeout=WORKERS_READY_TIMEOUT_S)
+            except Empty:
+                raise SetupError(f"a worker was not ready within {WORKERS_READY_TIMEOUT_S:.0f} s") from None
+            if trouble:
+                raise SetupError(trouble)
 
     def _on_venue(self, environment: Any, msg: Any, **_: Any) -> None:
         """In a worker: the markets are made; make the accounts of this worker's users."""
@@ -146,15 +176,17 @@ class Engine:
             self.crew = self._new_crew(self._run, asked, told["host"], place)
             self.crew.venue = msgspec.convert(told["venue"], Venue)
             gevent.spawn(self._tell_every_second)
-        self.crew.begin_load()
-        users = told["users"]
-        if self.shaped:
-            most = max(stage.users for stage in self.crew.plan.stages)
-            users = -(-most // told["processes"])
+        trouble = ""
         try:
-            self.crew.open_accounts(users)
+            self.crew.open_accounts(told["users"])
         except SetupError as error:
-            self._fail(str(error))
+            trouble = str(error)
+            self._fail(trouble)
+        self.crew.begin_load()
+        environment.runner.send_message(READY_MESSAGE, trouble)
+
+    def _on_ready(self, msg: Any, **_: Any) -> None:
+        self._ready.put(msg.data)
 
     def _on_tally(self, msg: Any, **_: Any) -> None:
         self._overview.add(msg.node_id, msgspec.convert(msg.data, Tally))

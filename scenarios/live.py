@@ -89,6 +89,11 @@ class Overview:
         if tally.histogram:
             self._second.decode_and_add(tally.histogram)
 
+    @property
+    def users(self) -> int:
+        """Users of all processes, as each told last."""
+        return sum(tally.users for tally in self._newest.values())
+
     def status(self, phase: str) -> Status:
         """The row for the live view; closes the second."""
         self._seconds.append(self._second)
@@ -99,7 +104,7 @@ class Overview:
         tallies = list(self._newest.values())
         return Status(
             time_ns=time.monotonic_ns(),
-            users=sum(tally.users for tally in tallies),
+            users=self.users,
             in_flight=sum(tally.in_flight for tally in tallies),
             trades=sum(tally.trades for tally in tallies),
             ok=sum(tally.ok for tally in tallies),

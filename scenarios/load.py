@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse("SEATRIAL_ADMIN_TOKEN is not set; the set-up needs the target's admin token")
     if (run / "history").exists() and any((run / "history").iterdir()):
         return refuse(f"{run / 'history'}: has files already; a run has one load")
-    become(locust_command(plan, asked.host), run)
+    return become(locust_command(plan, asked.host), run)
 
 
 def become(command: list[str], run: Path) -> NoReturn:

@@ -12,6 +12,7 @@ nanosecond, and takes an absolute CLOCK_MONOTONIC time, so no error adds up.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
@@ -20,6 +21,7 @@ import time
 from typing import Any
 
 import gevent
+from gevent.event import Event
 
 CLOCK_MONOTONIC = 1
 TFD_TIMER_ABSTIME = 1
@@ -57,7 +59,9 @@ class Alarm:
 
     def __init__(self) -> None:
         self._fd = -1
+        self._rung = False
         self._watcher: Any = None
+        self._bell = Event()
         if not sys.platform.startswith("linux"):
             return  # elsewhere gevent's own timers are as fine as the system's
         self._libc: Any = ctypes.CDLL(None, use_errno=True)
@@ -68,20 +72,27 @@ class Alarm:
         self._watcher = gevent.get_hub().loop.io(self._fd, 1)
 
     def sleep_until(self, due_ns: int) -> None:
-        """Let other greenlets run until CLOCK_MONOTONIC reaches `due_ns`; returns at once when it has."""
+        """Let other greenlets run until CLOCK_MONOTONIC reaches `due_ns`; returns at once when it has.
+
+        A ring ends this sleep and every later one.
+        """
+        left_ns = due_ns - time.monotonic_ns()
+        if self._rung or left_ns <= 0:
+            return
         if self._fd < 0:
-            left_s = (due_ns - time.monotonic_ns()) / 1e9
-            if left_s > 0:
-                gevent.sleep(left_s)
+            self._bell.wait(left_ns / 1e9)
             return
-        if due_ns <= time.monotonic_ns():
-            return
-        self._setting.value.seconds, self._setting.value.nanoseconds = divmod(due_ns, 1_000_000_000)
-        # Setting the time again also forgets an expiry that a killed sleep has left unread.
-        if self._libc.timerfd_settime(self._fd, TFD_TIMER_ABSTIME, ctypes.byref(self._setting), None) != 0:
-            raise OSError(ctypes.get_errno(), "timerfd_settime failed")
+        self._set(due_ns)
         gevent.get_hub().wait(self._watcher)
-        os.read(self._fd, 8)
+        with contextlib.suppress(BlockingIOError):  # a ring came between the expiry and this read
+            os.read(self._fd, 8)
+
+    def ring(self) -> None:
+        """Wake the sleeper now, and let it sleep no more."""
+        self._rung = True
+        self._bell.set()
+        if self._fd >= 0:
+            self._set(1)  # a time long past
 
     def close(self) -> None:
         """Give the file descriptor back."""
@@ -95,3 +106,9 @@ class Alarm:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _set(self, due_ns: int) -> None:
+        self._setting.value.seconds, self._setting.value.nanoseconds = divmod(due_ns, 1_000_000_000)
+        # Setting the time again also forgets an expiry that a killed sleep has left unread.
+        if self._libc.timerfd_settime(self._fd, TFD_TIMER_ABSTIME, ctypes.byref(self._setting), None) != 0:
+            raise OSError(ctypes.get_errno(), "timerfd_settime failed")

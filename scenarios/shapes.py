@@ -18,7 +18,7 @@ class PlanShape(LoadTestShape):  # type: ignore[misc]
     engine: ClassVar[Engine]
 
     def tick(self) -> tuple[int, float] | None:
-        """Users wanted now and how fast to get there; None ends the test.
+        """Users wanted now and how fast to get there; None ends the test. The first start begins the load.
 
         After the last stage no user begins anything, but one that has no answer yet may go on asking
         under its key until its budget is spent: to stop at once would leave operations unknown that a
@@ -27,7 +27,6 @@ class PlanShape(LoadTestShape):  # type: ignore[misc]
         engine, runner = self.engine, self.runner
         assert engine.crew is not None
         assert runner is not None
-        engine.begin_load()
         if engine.crew.live.abandoned:
             return None
         elapsed_s = engine.crew.elapsed_s
@@ -37,6 +36,6 @@ class PlanShape(LoadTestShape):  # type: ignore[misc]
             return users, float(min(max(abs(users - runner.user_count), 1), SPAWN_PER_S_MAX))
         load = engine.crew.plan.load
         deadline_s = engine.crew.plan.load_s + load.patience_s + load.answer_budget_s + 1
-        if runner.user_count == 0 or elapsed_s > deadline_s:
+        if engine.user_count == 0 or elapsed_s > deadline_s:
             return None
-        return 0, float(SPAWN_PER_S_MAX)
+        return 0, float(max(stage.users for stage in engine.crew.plan.stages))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from locust import User, task
 from locust.exception import StopUser
-from locust.user.task import LOCUST_STATE_RUNNING, LOCUST_STATE_STOPPING, LOCUST_STATE_WAITING
+from locust.user.task import LOCUST_STATE_RUNNING, LOCUST_STATE_STOPPING
 
 from scenarios.client import Operation
 from scenarios.crew import Crew
@@ -26,15 +26,31 @@ class MarketUser(User):  # type: ignore[misc]
 
     abstract = True
     engine: ClassVar[Engine]
+    enlisted = False
+    _state: str | None  # Locust's own
+
+    def stop(self, force: bool = False) -> bool:
+        """End this user: at once if it waits for its next operation, else when it has done this one.
+
+        Why not as Locust does, which kills a user that it finds waiting: the user may wake before it is
+        killed, and then its request is cut short, an unknown outcome for nothing.
+        """
+        if force or self._state != LOCUST_STATE_RUNNING:
+            killed: bool = super().stop(force)
+            return killed
+        self._state = LOCUST_STATE_STOPPING
+        self.alarm.ring()
+        return False
 
     def on_start(self) -> None:
         """Take an account and a schedule that begins now."""
+        self.alarm = Alarm()
         crew = self.engine.crew
         assert crew is not None
         self.crew: Crew = crew
         self.member = crew.enlist()
+        self.enlisted = True
         self.trader = self.member.trader
-        self.alarm = Alarm()
         self.answered: deque[Operation] = deque(maxlen=REMEMBERED_OPERATIONS)
         self.schedule = Schedule(
             rate_per_s=crew.plan.load.rate_per_user_s,
@@ -45,7 +61,8 @@ class MarketUser(User):  # type: ignore[misc]
     def on_stop(self) -> None:
         """Give the account back."""
         self.alarm.close()
-        self.crew.dismiss(self.member)
+        if self.enlisted:
+            self.crew.dismiss(self.member)
 
     @task  # type: ignore[untyped-decorator]
     def trade(self) -> None:
@@ -56,14 +73,10 @@ class MarketUser(User):  # type: ignore[misc]
         """
         while True:
             due_ns = self.schedule.take()
-            self._state = LOCUST_STATE_WAITING  # in this state Locust stops a user by ending its sleep
             self.alarm.sleep_until(due_ns)
-            self._state = LOCUST_STATE_RUNNING
-            if self.crew.live.abandoned:
+            if self._state == LOCUST_STATE_STOPPING or self.crew.live.abandoned:
                 raise StopUser
             getattr(self, self.trader.choose())(due_ns)
-            if self._state == LOCUST_STATE_STOPPING:
-                raise StopUser
 
     def do(self, intent: Intent, due_ns: int) -> Seen:
         """Do one new operation and remember what came of it."""
