@@ -30,19 +30,18 @@ VALUES
 CREATE FUNCTION problem(p_code text, p_detail text, p_field text DEFAULT null) RETURNS text
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-SELECT
-    json_strip_nulls(row_to_json(body))::text AS problem
-FROM (
-    SELECT
-        'about:blank' AS "type",
-        r.title,
-        r.status,
-        r.code,
-        p_detail AS detail,
-        p_field AS field
-    FROM refusals AS r
-    WHERE r.code = p_code
-) AS body;
+    SELECT json_strip_nulls(row_to_json(body))::text AS problem
+    FROM (
+        SELECT
+            'about:blank' AS "type",
+            r.title,
+            r.status,
+            r.code,
+            p_detail AS detail,
+            p_field AS field
+        FROM refusals AS r
+        WHERE r.code = p_code
+    ) AS body;
 END;
 
 CREATE TABLE platform_state (
@@ -90,12 +89,12 @@ ALTER TABLE platform_state ENABLE ALWAYS TRIGGER state_changes_alone;
 CREATE FUNCTION pause_trading(p_reason text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-UPDATE platform_state SET paused = true, reason = p_reason, changed_at = clock_timestamp();
+    UPDATE platform_state SET paused = true, reason = p_reason, changed_at = clock_timestamp();
 END;
 
 -- Let money move again.
 CREATE FUNCTION resume_trading() RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-UPDATE platform_state SET paused = false, reason = null, changed_at = clock_timestamp();
+    UPDATE platform_state SET paused = false, reason = null, changed_at = clock_timestamp();
 END;

@@ -19,5 +19,8 @@ COMMENT ON COLUMN tokens.token_hash IS 'SHA-256 of the token; the token itself i
 CREATE FUNCTION is_admin(p_user_id text) RETURNS boolean
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-SELECT EXISTS (SELECT FROM users WHERE user_id = p_user_id AND role = 'admin') AS is_admin;
+    SELECT EXISTS(
+        SELECT FROM users
+        WHERE user_id = p_user_id AND role = 'admin'
+    ) AS is_admin;
 END;

@@ -21,8 +21,10 @@ CREATE TABLE accounts (
     CONSTRAINT balance_keeps_its_floor
     CHECK (CASE WHEN kind = 'external_onchain' THEN balance <= 0 ELSE balance >= 0 END),
     CONSTRAINT owner_fits_kind
-    CHECK ((user_id IS NOT null) = (kind IN ('user_available', 'user_reserved'))
-        AND (market_id IS NOT null) = (kind IN ('market_pool', 'house_fees')))
+    CHECK (
+        (user_id IS NOT null) = (kind IN ('user_available', 'user_reserved'))
+        AND (market_id IS NOT null) = (kind IN ('market_pool', 'house_fees'))
+    )
 ) WITH (fillfactor = 50);  -- room beside every row: a new balance stays on its page and touches no index
 
 COMMENT ON COLUMN accounts.balance IS 'micro-USDC: the sum of credit - debit over its entries.';
@@ -73,7 +75,7 @@ CREATE TABLE ledger_entries (
     CHECK (CASE WHEN account_id = 1 THEN balance_after <= 0 ELSE balance_after >= 0 END)
 );
 
-COMMENT ON COLUMN ledger_entries.user_id IS 'The user whose account it is; null for house and market accounts.';
+COMMENT ON COLUMN ledger_entries.user_id IS 'Whose account it is; null for house and market accounts.';
 COMMENT ON COLUMN ledger_entries.kind IS 'The kind of its transaction.';
 
 CREATE INDEX ledger_entries_user ON ledger_entries (user_id, created_at) WHERE user_id IS NOT null;
@@ -104,7 +106,8 @@ ALTER TABLE ledger_entries ENABLE ALWAYS TRIGGER entries_are_never_emptied;
 -- The statement that writes entries writes whole transactions, after their accounts: debits equal
 -- credits in each, and the newest entry of an account states the account's balance and version.
 CREATE FUNCTION check_entries() RETURNS trigger
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+LANGUAGE plpgsql SET search_path = public, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_id bigint;

@@ -85,7 +85,9 @@ $$;
 
 -- About how many shares of one outcome (1-based) p_cost buys: b * ln(1 + (exp(cost / b) - 1) / price), where
 -- Kahan's quotients keep the digits that exp(x) - 1 and ln(1 + y) lose for small x and y. Never an error.
-CREATE FUNCTION lmsr_shares_near(p_quantities bigint[], p_b bigint, p_pool bigint, p_outcome int, p_cost bigint)
+CREATE FUNCTION lmsr_shares_near(
+    p_quantities bigint[], p_b bigint, p_pool bigint, p_outcome int, p_cost bigint
+)
 RETURNS bigint
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
 AS $$
@@ -94,6 +96,7 @@ DECLARE
     v_max bigint;
     v_sum float8 := 0;
     v_quantity bigint;
+    v_behind float8;   -- how far the outcome is behind the leading one, in units of b
     v_x float8;
     v_y float8;
 BEGIN
@@ -113,17 +116,26 @@ BEGIN
     v_x := greatest(v_x, 1e-300);
     v_y := exp(v_x);
     v_y := CASE WHEN v_y = 1 THEN v_x ELSE (v_y - 1) * v_x / ln(v_y) END;
-    v_y := v_y * v_sum * exp(least((v_max - p_quantities[p_outcome]) / p_b::float8, 600));
-    v_x := 1 + v_y;
-    v_y := CASE WHEN v_x = 1 THEN v_y ELSE ln(v_x) * v_y / (v_x - 1) END;
+    v_y := v_y * v_sum;
+    v_behind := (v_max - p_quantities[p_outcome]) / p_b::float8;
+    IF v_behind > 600 THEN
+        -- exp() would overflow; ln(1 + y) is ln(y) out there
+        v_y := v_behind + ln(v_y);
+    ELSE
+        v_y := v_y * exp(v_behind);
+        v_x := 1 + v_y;
+        v_y := CASE WHEN v_x = 1 THEN v_y ELSE ln(v_x) * v_y / (v_x - 1) END;
+    END IF;
     RETURN least(greatest(floor(p_b * v_y), 0), v_most);
 END
 $$;
 
--- The largest number of shares of one outcome (1-based) that costs at most p_cost (at least 1): the cost of one
--- more is above it. Found by steps of growing size from a good guess, then by bisection; only lmsr_cost decides.
--- Bounds: a share count of pool + cost - q + 1 costs more, since Cint(q) >= max(q).
-CREATE FUNCTION lmsr_shares_for(p_quantities bigint[], p_b bigint, p_pool bigint, p_outcome int, p_cost bigint)
+-- The largest number of shares of one outcome (1-based) that costs at most p_cost (at least 1): the cost of
+-- one more is above it. Found by steps of growing size from a good guess, then by bisection; only lmsr_cost
+-- decides. Bounds: a share count of pool + cost - q + 1 costs more, since Cint(q) >= max(q).
+CREATE FUNCTION lmsr_shares_for(
+    p_quantities bigint[], p_b bigint, p_pool bigint, p_outcome int, p_cost bigint
+)
 RETURNS bigint
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
 AS $$
@@ -135,7 +147,7 @@ DECLARE
     v_try bigint := lmsr_shares_near(p_quantities, p_b, p_pool, p_outcome, p_cost);
     v_step bigint := 1;
 BEGIN
-    -- at most 51 steps that double and 51 that halve reach any count below 2^51
+    -- at most 52 steps that grow and 51 that halve reach any count below 2^51
     FOR i IN 1 .. 110 LOOP
         EXIT WHEN v_high - v_low <= 1;
         IF v_try <= v_low OR v_try >= v_high THEN
@@ -149,7 +161,7 @@ BEGIN
             v_high := v_try;
             v_try := v_try - v_step;
         END IF;
-        v_step := v_step * 2;
+        v_step := least(v_step * 2, lmsr_quantity_max());
     END LOOP;
     RETURN v_low;
 END

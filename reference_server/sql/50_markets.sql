@@ -16,14 +16,14 @@ CREATE TABLE markets (
     fee_account bigint REFERENCES accounts,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT quantities_fit_outcomes
-    CHECK (cardinality(quantities) = cardinality(outcomes) AND 0 <= ALL (quantities)),
-    CONSTRAINT pool_covers_every_payout CHECK (liquidity_pool >= ALL (quantities)),
+    CHECK (cardinality(quantities) = cardinality(outcomes) AND 0 <= ALL(quantities)),
+    CONSTRAINT pool_covers_every_payout CHECK (liquidity_pool >= ALL(quantities)),
     CONSTRAINT closed_at_a_version CHECK ((status = 'closed') = (closed_version IS NOT null))
 ) WITH (fillfactor = 25);  -- a hot market makes a new row version with every batch
 
 COMMENT ON COLUMN markets.version IS '0 at creation, +1 for each trade and for closing.';
 COMMENT ON COLUMN markets.quantities IS 'micro-shares outstanding, by outcome.';
-COMMENT ON COLUMN markets.liquidity_pool IS 'micro-USDC: the balance of its pool account, and Cint(quantities).';
+COMMENT ON COLUMN markets.liquidity_pool IS 'micro-USDC: Cint(quantities), the balance of its pool.';
 
 CREATE TABLE positions (
     market_id bigint NOT NULL,
@@ -50,10 +50,13 @@ CREATE TABLE trades (
     created_at timestamptz NOT NULL,
     CONSTRAINT one_trade_a_version UNIQUE (market_id, market_version),
     CONSTRAINT limit_is_respected
-    CHECK (limit_asked IS null OR CASE side WHEN 'buy' THEN cost + fee <= limit_asked ELSE cost - fee >= limit_asked END)
+    CHECK (
+        limit_asked IS null
+        OR CASE side WHEN 'buy' THEN cost + fee <= limit_asked ELSE cost - fee >= limit_asked END
+    )
 );
 
-COMMENT ON COLUMN trades.cost IS 'micro-USDC: the LMSR charge of a buy, the LMSR proceeds of a sell; before the fee.';
+COMMENT ON COLUMN trades.cost IS 'micro-USDC: the charge of a buy or the proceeds of a sell, before the fee.';
 
 CREATE TABLE price_history (
     market_id bigint NOT NULL,
@@ -63,7 +66,7 @@ CREATE TABLE price_history (
     PRIMARY KEY (market_id, market_version)
 );
 
-COMMENT ON COLUMN price_history.prices IS 'micro-USDC a share after this version, by outcome; they sum to 1,000,000.';
+COMMENT ON COLUMN price_history.prices IS 'micro-USDC a share, by outcome; they sum to 1,000,000.';
 
 -- History is appended to, like the ledger.
 CREATE TRIGGER trades_never_change BEFORE UPDATE OR DELETE ON trades
@@ -84,20 +87,19 @@ ALTER TABLE price_history ENABLE ALWAYS TRIGGER prices_are_never_emptied;
 CREATE FUNCTION market_json(p_market markets, p_transaction_id bigint DEFAULT null) RETURNS json
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-SELECT
-    json_strip_nulls(row_to_json(body)) AS market
-FROM (
-    SELECT
-        (p_market).market_id AS "marketId",
-        (p_market).question AS question,
-        (p_market).status AS status,
-        (p_market).version AS version,
-        (p_market).outcomes AS outcomes,
-        (p_market).quantities AS quantities,
-        lmsr_prices((p_market).quantities, (p_market).b) AS prices,
-        (p_market).liquidity_pool AS pool,
-        (p_market).b AS b,
-        (p_market).fee_bps AS "feeBps",
-        p_transaction_id AS "transactionId"
-) AS body;
+    SELECT json_strip_nulls(row_to_json(body)) AS market
+    FROM (
+        SELECT
+            (p_market).market_id AS "marketId",
+            (p_market).question AS question,
+            (p_market).status AS status,
+            (p_market).version AS version,
+            (p_market).outcomes AS outcomes,
+            (p_market).quantities AS quantities,
+            lmsr_prices((p_market).quantities, (p_market).b) AS prices,
+            (p_market).liquidity_pool AS pool,
+            (p_market).b AS b,
+            (p_market).fee_bps AS "feeBps",
+            p_transaction_id AS "transactionId"
+    ) AS body;
 END;

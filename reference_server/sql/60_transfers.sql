@@ -69,5 +69,6 @@ $$;
 CREATE FUNCTION user_account(p_user_id text, p_kind text DEFAULT 'user_available') RETURNS bigint
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-SELECT account_id FROM accounts WHERE user_id = p_user_id AND kind = p_kind;
+    SELECT account_id FROM accounts
+    WHERE user_id = p_user_id AND kind = p_kind;
 END;

@@ -24,13 +24,13 @@ CREATE FUNCTION recall_answer(p_user_id text, p_key text, p_request_hash text)
 RETURNS TABLE (status int, replayed boolean, body text)
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-SELECT
-    CASE WHEN k.request_hash = p_request_hash THEN k.status ELSE 422 END AS status,
-    k.request_hash = p_request_hash AS replayed,
-    CASE
-        WHEN k.request_hash = p_request_hash THEN k.body
-        ELSE problem('idempotency_key_reused', 'the key belongs to another request')
-    END AS body
-FROM idempotency_keys AS k
-WHERE k.user_id = p_user_id AND k.idempotency_key = p_key;
+    SELECT
+        CASE WHEN k.request_hash = p_request_hash THEN k.status ELSE 422 END AS status,
+        k.request_hash = p_request_hash AS replayed,
+        CASE
+            WHEN k.request_hash = p_request_hash THEN k.body
+            ELSE problem('idempotency_key_reused', 'the key belongs to another request')
+        END AS body
+    FROM idempotency_keys AS k
+    WHERE k.user_id = p_user_id AND k.idempotency_key = p_key;
 END;

@@ -5,7 +5,7 @@
 -- 6. one set-based write per table  7. a result per trade, by position.
 --
 -- Plans here are cached for as long as a pooled connection lives, and tables grow by a million rows an hour:
--- sequential scans and hash or merge joins are switched off, so that a plan made on an empty table stays good.
+-- sequential scans and hash or merge joins are off, so that a plan made on an empty table stays good.
 
 CREATE TYPE trade_quote AS (
     code text,      -- null: it can be done
@@ -37,7 +37,7 @@ CREATE TYPE executed_trade AS (
     pool_after bigint,
     fees_sum bigint,    -- of this batch, up to and with this trade
     fees_count bigint,
-    prices bigint[],
+    prices bigint [],
     created_at timestamptz
 );
 
@@ -257,11 +257,12 @@ CREATE FUNCTION execute_trade_batch(
     p_optimistic boolean DEFAULT false
 ) RETURNS TABLE ("position" int, status int, replayed boolean, body text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = public, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET search_path = public, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    v_count int := cardinality(p_user_ids);
+    v_count int := coalesce(cardinality(p_user_ids), 0);
     v_market markets;
     v_version bigint;
     v_quantities bigint[];
@@ -304,10 +305,10 @@ DECLARE
     v_fees_sum bigint := 0;
     v_fees_count bigint := 0;
 BEGIN
-    IF v_count IS null OR ARRAY[
-        cardinality(p_keys), cardinality(p_request_hashes), cardinality(p_outcomes), cardinality(p_sides),
-        cardinality(p_shares), cardinality(p_amounts), cardinality(p_limits)
-    ] <> array_fill(v_count, ARRAY[7]) THEN
+    IF ARRAY[
+        cardinality(p_user_ids), cardinality(p_keys), cardinality(p_request_hashes), cardinality(p_outcomes),
+        cardinality(p_sides), cardinality(p_shares), cardinality(p_amounts), cardinality(p_limits)
+    ] <> array_fill(v_count, ARRAY[8]) THEN
         RAISE EXCEPTION 'the arrays of a batch have one length' USING ERRCODE = '22023';
     END IF;
     IF NOT pass_pause_gate() THEN
@@ -349,16 +350,11 @@ BEGIN
     ELSE
         SELECT * INTO v_market FROM markets AS m WHERE m.market_id = p_market_id FOR NO KEY UPDATE;
     END IF;
-    IF NOT FOUND THEN
-        RETURN QUERY SELECT i, 404, false, problem('market_not_found', 'no such market', 'marketId')
-        FROM generate_series(1, v_count) AS i;
-        RETURN;
-    END IF;
     v_version := v_market.version;
     v_quantities := v_market.quantities;
     v_pool := v_market.liquidity_pool;
     v_outcomes := cardinality(v_quantities);
-    v_held := array_fill(0::bigint, ARRAY[coalesce(cardinality(v_owners), 0) * v_outcomes]);
+    v_held := array_fill(0::bigint, ARRAY[coalesce(cardinality(v_owners) * v_outcomes, 0)]);
     FOR v_h, v_shares IN
         SELECT (array_position(v_owners, p.user_id) - 1) * v_outcomes + p.outcome + 1, p.shares
         FROM positions AS p
@@ -406,6 +402,10 @@ BEGIN
             END IF;
             v_code := 'idempotency_key_reused';
             v_detail := 'the key belongs to another request';
+        ELSIF v_market.market_id IS null THEN
+            v_code := 'market_not_found';
+            v_detail := 'no such market';
+            v_field := 'marketId';
         ELSIF v_market.status <> 'open' THEN
             v_code := 'market_closed';
             v_detail := 'the market is closed';
@@ -503,14 +503,14 @@ CREATE FUNCTION execute_trade_optimistic(
 ) RETURNS TABLE (status int, replayed boolean, body text)
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-SELECT
-    t.status,
-    t.replayed,
-    t.body
-FROM execute_trade_batch(
-    p_market_id, ARRAY[p_user_id], ARRAY[p_key], ARRAY[p_request_hash], ARRAY[p_outcome], ARRAY[p_side],
-    ARRAY[p_shares], ARRAY[p_amount], ARRAY[p_limit], true
-) AS t;
+    SELECT
+        t.status,
+        t.replayed,
+        t.body
+    FROM execute_trade_batch(
+        p_market_id, ARRAY[p_user_id], ARRAY[p_key], ARRAY[p_request_hash], ARRAY[p_outcome], ARRAY[p_side],
+        ARRAY[p_shares], ARRAY[p_amount], ARRAY[p_limit], true
+    ) AS t;
 END;
 
 -- Buy one outcome by shares or by amount: a batch of one. Micro-shares, micro-USDC.
@@ -526,14 +526,14 @@ CREATE FUNCTION execute_trade_lmsr(
 ) RETURNS TABLE (status int, replayed boolean, body text)
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-SELECT
-    t.status,
-    t.replayed,
-    t.body
-FROM execute_trade_batch(
-    p_market_id, ARRAY[p_user_id], ARRAY[p_key], ARRAY[p_request_hash], ARRAY[p_outcome], ARRAY['buy'],
-    ARRAY[p_shares], ARRAY[p_amount], ARRAY[p_limit]
-) AS t;
+    SELECT
+        t.status,
+        t.replayed,
+        t.body
+    FROM execute_trade_batch(
+        p_market_id, ARRAY[p_user_id], ARRAY[p_key], ARRAY[p_request_hash], ARRAY[p_outcome], ARRAY['buy'],
+        ARRAY[p_shares], ARRAY[p_amount], ARRAY[p_limit]
+    ) AS t;
 END;
 
 -- Sell held shares of one outcome: a batch of one. Micro-shares, micro-USDC.
@@ -548,12 +548,12 @@ CREATE FUNCTION sell_shares_lmsr(
 ) RETURNS TABLE (status int, replayed boolean, body text)
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-SELECT
-    t.status,
-    t.replayed,
-    t.body
-FROM execute_trade_batch(
-    p_market_id, ARRAY[p_user_id], ARRAY[p_key], ARRAY[p_request_hash], ARRAY[p_outcome], ARRAY['sell'],
-    ARRAY[p_shares], ARRAY[null::bigint], ARRAY[p_limit]
-) AS t;
+    SELECT
+        t.status,
+        t.replayed,
+        t.body
+    FROM execute_trade_batch(
+        p_market_id, ARRAY[p_user_id], ARRAY[p_key], ARRAY[p_request_hash], ARRAY[p_outcome], ARRAY['sell'],
+        ARRAY[p_shares], ARRAY[null::bigint], ARRAY[p_limit]
+    ) AS t;
 END;

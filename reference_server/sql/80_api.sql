@@ -5,12 +5,12 @@
 CREATE FUNCTION api_authenticate(p_token_hash bytea) RETURNS TABLE (user_id text, role text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-SELECT
-    u.user_id,
-    u.role
-FROM tokens AS t
-INNER JOIN users AS u ON t.user_id = u.user_id
-WHERE t.token_hash = p_token_hash;
+    SELECT
+        u.user_id,
+        u.role
+    FROM tokens AS t
+    INNER JOIN users AS u ON t.user_id = u.user_id
+    WHERE t.token_hash = p_token_hash;
 END;
 
 -- A user with an available and a reserved account, and a token; p_user_id null: one is made up.
@@ -75,14 +75,14 @@ CREATE FUNCTION answer_admin_request(
 ) RETURNS TABLE (status int, replayed boolean, body text)
 LANGUAGE sql VOLATILE
 BEGIN ATOMIC
-INSERT INTO idempotency_keys (
-    user_id, idempotency_key, endpoint, request_hash, status, body, transaction_id
-)
-VALUES (p_admin_id, p_key, p_endpoint, p_request_hash, p_status, p_body, p_transaction_id);
-SELECT
-    p_status AS status,
-    false AS replayed,
-    p_body AS body;
+    INSERT INTO idempotency_keys (
+        user_id, idempotency_key, endpoint, request_hash, status, body, transaction_id
+    )
+    VALUES (p_admin_id, p_key, p_endpoint, p_request_hash, p_status, p_body, p_transaction_id);
+    SELECT
+        p_status AS status,
+        false AS replayed,
+        p_body AS body;
 END;
 
 -- A refusal that is not kept under the key.
@@ -90,12 +90,12 @@ CREATE FUNCTION refuse(p_code text, p_detail text, p_field text DEFAULT null)
 RETURNS TABLE (status int, replayed boolean, body text)
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-SELECT
-    r.status,
-    false AS replayed,
-    problem(r.code, p_detail, p_field) AS body
-FROM refusals AS r
-WHERE r.code = p_code;
+    SELECT
+        r.status,
+        false AS replayed,
+        problem(r.code, p_detail, p_field) AS body
+    FROM refusals AS r
+    WHERE r.code = p_code;
 END;
 
 -- Money from outside into a user's account or, p_account 'house_treasury', the house's; micro-USDC.
@@ -275,97 +275,96 @@ $$;
 CREATE FUNCTION api_markets() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-SELECT
-    row_to_json(body)::text AS markets
-FROM (
-    SELECT ARRAY(SELECT market_json(m) FROM markets AS m ORDER BY m.market_id) AS markets
-) AS body;
+    SELECT row_to_json(body)::text AS markets
+    FROM (
+        SELECT ARRAY(
+            SELECT market_json(m) FROM markets AS m
+            ORDER BY m.market_id
+        ) AS markets
+    ) AS body;
 END;
 
 -- One market, null when there is none.
 CREATE FUNCTION api_market(p_market_id bigint) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-SELECT
-    market_json(m)::text AS market
-FROM markets AS m
-WHERE m.market_id = p_market_id;
+    SELECT market_json(m)::text AS market
+    FROM markets AS m
+    WHERE m.market_id = p_market_id;
 END;
 
 -- A user's money and shares, null when there is no such user.
 CREATE FUNCTION api_account(p_user_id text) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-SELECT
-    row_to_json(body)::text AS account
-FROM (
-    SELECT
-        a.user_id AS "userId",
-        a.balance AS available,
-        r.balance AS reserved,
-        a.version AS "accountVersion",
-        ARRAY(
-            SELECT row_to_json(h)
-            FROM (
-                SELECT
-                    p.market_id AS "marketId",
-                    p.outcome,
-                    p.shares
-                FROM positions AS p
-                WHERE p.user_id = p_user_id AND p.shares > 0
-                ORDER BY p.market_id, p.outcome
-            ) AS h
-        ) AS positions
-    FROM accounts AS a
-    INNER JOIN accounts AS r ON a.user_id = r.user_id AND r.kind = 'user_reserved'
-    WHERE a.user_id = p_user_id AND a.kind = 'user_available'
-) AS body;
+    SELECT row_to_json(body)::text AS account
+    FROM (
+        SELECT
+            a.user_id AS "userId",
+            a.balance AS available,
+            r.balance AS reserved,
+            a.version AS "accountVersion",
+            ARRAY(
+                SELECT row_to_json(h)
+                FROM (
+                    SELECT
+                        p.market_id AS "marketId",
+                        p.outcome,
+                        p.shares
+                    FROM positions AS p
+                    WHERE p.user_id = p_user_id AND p.shares > 0
+                    ORDER BY p.market_id, p.outcome
+                ) AS h
+            ) AS positions
+        FROM accounts AS a
+        INNER JOIN accounts AS r ON a.user_id = r.user_id AND r.kind = 'user_reserved'
+        WHERE a.user_id = p_user_id AND a.kind = 'user_available'
+    ) AS body;
 END;
 
 -- A user's newest entries, at most p_limit, newest first.
 CREATE FUNCTION api_account_ledger(p_user_id text, p_limit int) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-SELECT
-    row_to_json(body)::text AS ledger
-FROM (
-    SELECT
-        ARRAY(
-            SELECT row_to_json(l)
-            FROM (
-                SELECT
-                    e.entry_id AS "entryId",
-                    e.transaction_id AS "transactionId",
-                    a.kind AS account,
-                    e.kind,
-                    e.debit,
-                    e.credit,
-                    e.balance_after AS "balanceAfter",
-                    e.account_version AS "accountVersion",
-                    to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "createdAt"
-                FROM get_user_ledger(p_user_id, p_limit) AS e
-                INNER JOIN accounts AS a ON e.account_id = a.account_id
-                ORDER BY e.created_at DESC, e.entry_id DESC
-            ) AS l
-        ) AS entries
-) AS body;
+    SELECT row_to_json(body)::text AS ledger
+    FROM (
+        SELECT
+            ARRAY(
+                SELECT row_to_json(l)
+                FROM (
+                    SELECT
+                        e.entry_id AS "entryId",
+                        e.transaction_id AS "transactionId",
+                        a.kind AS account,
+                        e.kind,
+                        e.debit,
+                        e.credit,
+                        e.balance_after AS "balanceAfter",
+                        e.account_version AS "accountVersion",
+                        to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+                            AS "createdAt"
+                    FROM get_user_ledger(p_user_id, p_limit) AS e
+                    INNER JOIN accounts AS a ON e.account_id = a.account_id
+                    ORDER BY e.created_at DESC, e.entry_id DESC
+                ) AS l
+            ) AS entries
+    ) AS body;
 END;
 
 -- A user's balances against the sum of the entries; null when there is no such user.
 CREATE FUNCTION api_account_reconciliation(p_user_id text) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-SELECT
-    row_to_json(body)::text AS reconciliation
-FROM (
-    SELECT
-        p_user_id AS "userId",
-        sum(r.balance)::bigint AS balance,
-        sum(r.entries_sum)::bigint AS "entriesSum",
-        sum(r.entries)::bigint AS entries,
-        sum(r.difference)::bigint AS difference,
-        bool_and(r.reconciled) AS reconciled
-    FROM reconcile_user_balance(p_user_id) AS r
-    HAVING count(*) > 0
-) AS body;
+    SELECT row_to_json(body)::text AS reconciliation
+    FROM (
+        SELECT
+            p_user_id AS "userId",
+            sum(r.balance)::bigint AS balance,
+            sum(r.entries_sum)::bigint AS "entriesSum",
+            sum(r.entries)::bigint AS entries,
+            sum(r.difference)::bigint AS difference,
+            bool_and(r.reconciled) AS reconciled
+        FROM reconcile_user_balance(p_user_id) AS r
+        HAVING count(*) > 0
+    ) AS body;
 END;
