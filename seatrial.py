@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ STRATEGIES = ("batch", "row_lock", "optimistic")
 app = typer.Typer(
     name="seatrial",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -333,10 +335,12 @@ def plans() -> None:
     """List the plans that come with Seatrial."""
     from scenarios.plan import load_plan, plan_names
 
+    table = Table.grid(padding=(0, 2))
     with usage_errors():
         for name in plan_names():
             plan = load_plan(name)
-            out.print(f"[bold]{name:10}[/] {plan.load_s:5.0f} s  {plan.about}")
+            table.add_row(Text(name, style="bold"), f"{plan.load_s:.0f} s", plan.about)
+    out.print(table)
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ LEVELS = ("sql", "http")
 TOOLS = ("wrk", "locust")
 USERS_MAX = 500
 FUNDS_MICRO = 10**14
-B_MICRO = 10**13
+B_MICRO = 10**12
 SCENARIOS = Path(__file__).resolve().parents[1] / "scenarios"
 BOOKED = """
 SELECT count(*), extract(epoch FROM max(created_at) - min(created_at))::float8

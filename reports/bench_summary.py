@@ -62,11 +62,17 @@ def median_row(same: list[BenchRow]) -> BenchRow:
 
 def bench_table(summary: list[Compared]) -> Table:
     """One line a cell, grouped as measured."""
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for heading in ("level", "tool", "users", "strategy"):
-        table.add_column(heading)
-    for heading in ("trades/s", "× row_lock", "of own best", "p50 ms", "p99 ms", "p99 × row_lock"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        box=None,
+        header_style="dim",
+        pad_edge=False,
+        caption="ratio, p99 ratio: to row_lock in the same cell; of best: to the strategy's own best",
+        caption_justify="left",
+    )
+    for heading in ("measured by", "users", "strategy"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("trades/s", "ratio", "of best", "p50 ms", "p99 ms", "p99 ratio"):
+        table.add_column(heading, justify="right", no_wrap=True)
     before = None
     for one in summary:
         row = one.row
@@ -75,15 +81,20 @@ def bench_table(summary: list[Compared]) -> Table:
             table.add_row()
         before = here
         table.add_row(
-            *(row.level, row.tool, str(row.users), row.strategy),
+            *(f"{row.level} {row.tool}", str(row.users), row.strategy),
             f"{row.trades_per_s:,.0f}",
             "–" if one.throughput_ratio is None else f"{one.throughput_ratio:.2f}",
             f"{one.of_own_best:.2f}",
-            f"{row.p50_ms:,.2f}",
-            f"{row.p99_ms:,.2f}",
+            milliseconds(row.p50_ms),
+            milliseconds(row.p99_ms),
             "–" if one.p99_ratio is None else f"{one.p99_ratio:.3f}",
         )
     return table
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits below a second, whole milliseconds above."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def write_summary(folder: Path, summary: list[Compared]) -> None:

@@ -223,7 +223,7 @@ def check_plan(plan: Plan, *, where: str) -> None:
     rule(1 <= plan.load.processes <= 64, "load.processes", "from 1 to 64")
     rule(2 <= plan.market.outcomes <= 8, "market.outcomes", "from 2 to 8")
     rule(0 <= plan.market.fee_bps <= 1_000, "market.fee_bps", "from 0 to 1000")
-    rule(1_000_000 <= plan.market.b_micro <= 10**15, "market.b_micro", "from 1000000 to 10^15")
+    rule(1_000_000 <= plan.market.b_micro <= 10**12, "market.b_micro", "from 1000000 to 10^12")
     rule(0 < plan.market.user_funds_micro <= 10**15, "market.user_funds_micro", "above 0, at most 10^15")
     for name, limit in msgspec.structs.asdict(plan.thresholds).items():
         rule(limit is None or 0 <= limit < float("inf"), f"thresholds.{name}", "a number not below 0")
