@@ -65,8 +65,8 @@ def bench_table(summary: list[Compared]) -> Table:
     table = Table(
         box=None,
         header_style="dim",
-        pad_edge=False,
-        caption="ratio, p99 ratio: to row_lock in the same cell; of best: to the strategy's own best",
+        padding=(0, 1, 0, 0),
+        caption="ratio and p99 ratio are to row_lock in the same cell, of best to its own best",
         caption_justify="left",
     )
     for heading in ("measured by", "users", "strategy"):
