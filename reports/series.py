@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports.evidence import Evidence
+from reports.latency import make_answered
 
 OUTCOMES = ("ok", "fail", "info")
 PHASES = ("steady", "fault", "recovery")
@@ -78,7 +79,7 @@ def read_series(evidence: Evidence) -> Series:
     """Query every series once; a run without load gives empty ones."""
     origin_ns, end_ns = load_bounds_ns(evidence)
     end_s = max(1.0, (end_ns - origin_ns) / 1e9)
-    answered(evidence, origin_ns)
+    make_answered(evidence)
     seconds = math.ceil(end_s)
     second_s = np.arange(seconds, dtype=np.float64)
     response, service = per_second(evidence, seconds)
@@ -97,40 +98,9 @@ def read_series(evidence: Evidence) -> Series:
 
 
 def load_bounds_ns(evidence: Evidence) -> tuple[int, int]:
-    """When the load began and when its last attempt ended (CLOCK_MONOTONIC nanoseconds)."""
-    first, last = evidence.db.execute(
-        "SELECT min(invoke_ns), max(coalesce(complete_ns, invoke_ns)) FROM attempts"
-    ).fetchone() or (None, None)
-    started = evidence.scalar("SELECT min(time_ns) FROM events WHERE event = 'load_started'")
-    if first is None:
-        return 0, 0
-    return int(first if started is None else started), int(last or first)
-
-
-def answered(evidence: Evidence, origin_ns: int) -> None:
-    """The view `answered`: one row an operation of the load, with response and service time in ms.
-
-    The service time is that of the attempt that brought the answer. An operation that never got one counts
-    with the time until its client gave up: leaving it out would flatter every percentile.
-    """
-    evidence.db.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE answered AS
-        WITH answers AS (
-            SELECT operation, min(intended_ns) AS intended_ns, min(invoke_ns) AS invoke_ns,
-                   coalesce(min(complete_ns) FILTER (type = 'ok'), max(coalesce(complete_ns, invoke_ns)))
-                       AS answer_ns,
-                   coalesce(arg_min(latency_ns, complete_ns) FILTER (type = 'ok'),
-                            arg_max(latency_ns, complete_ns)) AS service_ns,
-                   CASE WHEN bool_or(type = 'ok') THEN 'ok' WHEN bool_or(type = 'info') THEN 'info'
-                        ELSE 'fail' END AS outcome
-            FROM attempts WHERE intended_ns >= {origin_ns} GROUP BY operation
-        )
-        SELECT a.operation, a.outcome, (a.intended_ns - {origin_ns}) / 1e9 AS at_s,
-               (a.answer_ns - a.intended_ns) / 1e6 AS response_ms, a.service_ns / 1e6 AS service_ms, p.phase
-        FROM answers a JOIN operation_phases p USING (operation)
-        """
-    )
+    """When the load began and when its last operation ended (CLOCK_MONOTONIC nanoseconds)."""
+    last = evidence.scalar("SELECT max(answer_ns) FROM operations")
+    return evidence.load_started_ns, max(evidence.load_started_ns, last or 0)
 
 
 def read_points(evidence: Evidence, outcome: str) -> Points:
