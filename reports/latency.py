@@ -28,7 +28,8 @@ def make_answered(evidence: Evidence) -> None:
         f"""
         CREATE OR REPLACE TEMP TABLE answered AS
         SELECT o.operation, o.type AS outcome, o.trade_id, o.end_ns,
-               (o.intended_ns - {origin_ns}) / 1e9 AS at_s, (o.answer_ns - o.intended_ns) / 1e6 AS response_ms,
+               (o.intended_ns - {origin_ns}) / 1e9 AS at_s,
+               (o.answer_ns - o.intended_ns) / 1e6 AS response_ms,
                coalesce(o.latency_ns, o.answer_ns - o.first_invoke_ns) / 1e6 AS service_ms, p.phase
         FROM operations o JOIN operation_phases p USING (operation)
         WHERE o.intended_ns >= {origin_ns}

@@ -106,14 +106,14 @@ def load_bounds_ns(evidence: Evidence) -> tuple[int, int]:
 def read_points(evidence: Evidence, outcome: str) -> Points:
     """Marks of one outcome; of a crowd of ok marks a hash of the operation picks who is drawn."""
     total = evidence.scalar("SELECT count(*) FROM answered WHERE outcome = ?", outcome)
-    keep = "true"
+    thinned = ""
     if outcome == "ok" and total > OK_POINTS_MAX:
         # The slowest of each second stay: they are what the picture is for.
         share = math.ceil(total / OK_POINTS_MAX)
         slowest = "row_number() OVER (PARTITION BY floor(at_s) ORDER BY response_ms DESC) <= 5"
-        keep = f"hash(operation) % {share} = 0 OR {slowest}"
+        thinned = f"QUALIFY hash(operation) % {share} = 0 OR {slowest}"
     drawn = evidence.db.execute(
-        f"SELECT at_s, response_ms FROM answered WHERE outcome = ? QUALIFY {keep} ORDER BY at_s", [outcome]
+        f"SELECT at_s, response_ms FROM answered WHERE outcome = ? {thinned} ORDER BY at_s", [outcome]
     ).fetchnumpy()
     return Points(
         at_s=np.asarray(drawn["at_s"], dtype=np.float64),
