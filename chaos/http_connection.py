@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from chaos.http_exchange import Exchange
 from chaos.http_framing import (
@@ -28,6 +28,7 @@ from chaos.http_framing import (
     FramingError,
     UntilCloseBody,
     body_of,
+    header,
     reply_framing,
     request_framing,
 )
@@ -49,6 +50,7 @@ class ClientConnection(asyncio.Protocol):
 
     def __init__(self, proxy: HttpProxy) -> None:
         self.closed = False
+        self.left = asyncio.Event()  # the client has ended its side, or both
         self._proxy = proxy
         self._transport: asyncio.Transport
         self._upstream: UpstreamConnection | None = None
@@ -70,8 +72,7 @@ class ClientConnection(asyncio.Protocol):
     # --- the client's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self._proxy.clients.add(self)
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
@@ -137,7 +138,8 @@ class ClientConnection(asyncio.Protocol):
                 self._make_tunnel()
                 return data
             self._proxy.requests += 1
-            armed = self._proxy.triggers.match(head) if self._proxy.triggers.waiting else None
+            triggers = self._proxy.triggers
+            armed = triggers.match(head) if triggers.waiting and _can_be_held(head, length) else None
             if armed is None:
                 self._awaiting_reply = True
                 self._to_head_request = head.startswith(b"HEAD ")
@@ -193,6 +195,7 @@ class ClientConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """A client that has closed its sending side still gets the replies to its whole requests."""
         self._half_closed = True
+        self.left.set()
         connecting = self._upstream is None and bool(self._inbox)
         if self._tunnel and self._upstream is not None:
             self._upstream.transport.write_eof()
@@ -207,7 +210,11 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self.closed = True
+        self.left.set()
         self._proxy.clients.discard(self)
+        if self._selected is not None:
+            self._proxy.triggers.give_up(self._selected[0])
+            self._selected = None
         if self._deadline is not None:
             self._deadline.cancel()
         # A request that a fault is forwarding goes its way; what was written to the server still arrives.
@@ -306,11 +313,12 @@ class ClientConnection(asyncio.Protocol):
             return
         self._held = False
         collector, self._collector = self._collector, None
-        if self.closed or self._upstream is None or (collector is not None and not collector.reply.done()):
+        gone = self.closed or self._transport.is_closing()
+        if gone or self._upstream is None or (collector is not None and not collector.reply.done()):
             # Gone on one side, or a reply still to come that nobody waits for: the connection ends here.
             if self._upstream is not None:
                 self._upstream.transport.close()
-            if not self.closed:
+            if not gone:
                 self.close()
             return
         self._take_inbox()
@@ -355,3 +363,8 @@ class ClientConnection(asyncio.Protocol):
         self._blocked &= ~why
         if not self._blocked and not self._transport.is_closing():
             self._transport.resume_reading()
+
+
+def _can_be_held(head: bytes, length: int) -> bool:
+    """Whether a fault may hold a request until it is whole: bounded, and sent without asking first."""
+    return 0 <= length <= INBOX_BYTES_MAX - len(head) and header(head, b"expect") is None

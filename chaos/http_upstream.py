@@ -1,9 +1,9 @@
-"""Connections to the server under test: the one that belongs to a client, and those for copies of requests."""
+"""Connections to the server: the one that belongs to a client, and those for copies of requests."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from chaos.http_messages import Reply, ReplyCollector, Request, UpstreamLost
 
@@ -23,8 +23,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._client = client
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
 
     def data_received(self, data: bytes) -> None:
         self._client.reply_received(data)
@@ -73,8 +72,7 @@ class Aside(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
 
     def data_received(self, data: bytes) -> None:
         if self._collector is not None:

@@ -1,0 +1,33 @@
+"""The faults: one module each, and the register that names them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chaos.faults.drop_reply import DropReply
+from chaos.faults.drop_request import DropRequest
+from chaos.faults.duplicate_at_once import DuplicateAtOnce
+from chaos.faults.duplicate_late import DuplicateLate
+from chaos.faults.fault import Fault, FaultError, ProcessFault, RequestFault, World, with_options
+from chaos.faults.kill_postgres import KillPostgres
+from chaos.faults.kill_server import KillServer
+from chaos.faults.terminate_backend import TerminateBackend
+
+__all__ = ["FAULTS", "Fault", "FaultError", "ProcessFault", "RequestFault", "World", "make_fault"]
+
+FAULTS: dict[str, type[Fault]] = {
+    "drop_reply": DropReply,
+    "drop_request": DropRequest,
+    "duplicate_at_once": DuplicateAtOnce,
+    "duplicate_late": DuplicateLate,
+    "kill_postgres": KillPostgres,
+    "kill_server": KillServer,
+    "terminate_backend": TerminateBackend,
+}
+
+
+def make_fault(name: str, options: dict[str, Any]) -> Fault:
+    """A fault by name with its options checked; raises FaultError naming what is wrong and what is known."""
+    if name not in FAULTS:
+        raise FaultError(f"no fault {name!r}; the faults are {', '.join(sorted(FAULTS))}")
+    return with_options(name, FAULTS[name], options)
