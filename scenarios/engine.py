@@ -234,13 +234,17 @@ class Engine:
         return crew
 
     def _notify(self, method: str, action: str, latency_ms: float, seen: Seen) -> None:
-        """Tell Locust's own statistics, which only its page and summary show; latency from intended start."""
+        """Tell Locust's own statistics, which only its page and summary show; latency from intended start.
+
+        A refusal that the scenario provokes is no failure there.
+        """
+        expected = seen.stored or (action == "reuse_key" and seen.code == "idempotency_key_reused")
         self._environment.events.request.fire(
             request_type=method,
             name=action,
             response_time=latency_ms,
             response_length=0,
-            exception=None if seen.type == "ok" else seen.code or seen.error or f"status {seen.status}",
+            exception=None if expected else seen.code or seen.error or f"status {seen.status}",
             context={},
         )
 

@@ -151,7 +151,7 @@ def table(rounds: list[dict[str, Measured]]) -> str:
     ratios = [one["recorded"].rate_per_s / one["fast_http_user"].rate_per_s for one in rounds]
     lines += [
         "",
-        f"recording costs {spread(costs(rounds))} of the rate of the same client; target: at most {TARGET:.0%}",
+        f"recording costs {spread(costs(rounds))} of the same client's rate; target: at most {TARGET:.0%}",
         f"the recording client is {statistics.median(ratios):.2f} times as fast as FastHttpUser"
         f" ({min(ratios):.2f} to {max(ratios):.2f})",
     ]
