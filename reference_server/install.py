@@ -37,6 +37,8 @@ _MET_ANOTHER = (
     psycopg.errors.InternalError_,
 )
 _ROLE_TRIES = 100
+# Another install is over within seconds; what holds a lock for longer is a session somebody forgot.
+_LOCK_TIMEOUT_S = 30
 
 
 class InstallError(Exception):
@@ -87,6 +89,8 @@ def install(
     judge_password = judge_password or secrets.token_urlsafe(24)
     admin_token = admin_token or secrets.token_urlsafe(24)
     with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
+        connection.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT_S}s'")
+        connection.execute("SET search_path = public, pg_temp")
         _check_server(connection)
         _create_role(connection, SERVER_ROLE, server_password)
         _create_role(connection, JUDGE_ROLE, judge_password)
