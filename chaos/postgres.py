@@ -28,13 +28,31 @@ def choose_postgres(
 
     `settings` are added to those for load (durable) or for functional tests. Raises PostgresError.
     """
-    asked = f"asked for with --postgres {spec}"
-    if spec == "auto" and (dsn := os.environ.get(DSN_VARIABLE)):
-        return DsnPostgres(dsn, why=f"the environment has {DSN_VARIABLE}")
-    if spec in ("auto", "embedded"):
-        return EmbeddedPostgres(
-            supervisor=supervisor, data_dir=data_dir, why=asked, durable=durable, extra=settings
-        )
     if "=" in spec or "://" in spec:
-        return DsnPostgres(spec, why="asked for with --postgres and a DSN")
-    raise PostgresError(f"--postgres {spec}: write {', '.join(KINDS)} or a DSN (postgresql://... )")
+        return DsnPostgres(spec, why="asked for by its DSN")
+    if spec not in KINDS:
+        raise PostgresError(f"--postgres {spec}: write {', '.join(KINDS)} or a DSN (postgresql://...)")
+    why = f"asked for with --postgres {spec}"
+    if spec == "auto":
+        if dsn := os.environ.get(DSN_VARIABLE):
+            return DsnPostgres(dsn, why=f"named by {DSN_VARIABLE}")
+        spec, why = _docker_or_embedded()
+    if spec == "docker":
+        from chaos.postgres_docker import DockerPostgres
+
+        return DockerPostgres(supervisor=supervisor, why=why, durable=durable, extra=settings)
+    return EmbeddedPostgres(
+        supervisor=supervisor, data_dir=data_dir, why=why, durable=durable, extra=settings
+    )
+
+
+def _docker_or_embedded() -> tuple[str, str]:
+    """Which of the two this machine can have, and why."""
+    # Docker's client is slow to import, and not needed by who asks for the embedded server.
+    from chaos.postgres_docker import engine_trouble, image_name, image_trouble
+
+    image = image_name()
+    trouble = engine_trouble() or image_trouble(image)
+    if trouble is None:
+        return "docker", f"a Docker engine answers and has the image {image}"
+    return "embedded", trouble

@@ -93,6 +93,12 @@ class Supervisor:
             self._guard()
             return self.undo.remove(folder)
 
+    def undo_run(self, command: list[str]) -> int:
+        """Have a command run should this process die, after its children are ended."""
+        with self._lock:
+            self._guard()
+            return self.undo.run(command)
+
     def dead(self) -> list[Child]:
         """Critical children that ended and were not asked to; the watchdog is one of them."""
         children = list(self.children.values())
