@@ -20,8 +20,8 @@ from reports.series import OUTCOMES, PERCENTILES, PHASES, Series, Window
 WIDTH_IN = 11.0
 DPI = 110
 OUTCOME_STYLE: dict[str, dict[str, Any]] = {
-    "ok": {"marker": ".", "s": 7, "color": "#4878a8", "alpha": 0.35, "linewidths": 0},
-    "fail": {"marker": "^", "s": 22, "facecolors": "none", "edgecolors": "#b8860b", "linewidths": 0.8},
+    "ok": {"marker": ".", "s": 12, "color": "#2f6296", "alpha": 0.5, "linewidths": 0},
+    "fail": {"marker": "^", "s": 13, "facecolors": "none", "edgecolors": "#b8860b", "linewidths": 0.6},
     "info": {"marker": "x", "s": 30, "color": "#b01030", "linewidths": 1.1},
 }
 PERCENTILE_STYLE: dict[str, dict[str, Any]] = {
@@ -35,6 +35,7 @@ PHASE_STYLE: dict[str, dict[str, Any]] = {
     "fault": {"color": "#b01030", "linestyle": "--", "marker": "s"},
     "recovery": {"color": "#b8860b", "linestyle": "-.", "marker": "^"},
 }
+LABEL_ROWS = 6
 OUTCOME_MEANING = {"ok": "done", "fail": "refused, no effect", "info": "outcome unknown to the client"}
 
 
@@ -58,7 +59,7 @@ def latency_figure(series: Series) -> Figure:
     figure = Figure(figsize=(WIDTH_IN, 4.8), layout="constrained")
     axes = figure.subplots()
     shade(axes, series.windows, labels=True)
-    for outcome in OUTCOMES:
+    for outcome in ("fail", "ok", "info"):  # what is rare lies on top
         points = series.points[outcome]
         if len(points.at_s):
             label = f"{outcome}: {OUTCOME_MEANING[outcome]} ({points.total:,})"
@@ -69,7 +70,7 @@ def latency_figure(series: Series) -> Figure:
     log_milliseconds(axes)
     time_axis(axes, series)
     if any(len(points.at_s) for points in series.points.values()):
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, markerscale=1.6)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, markerscale=1.8)
     return figure
 
 
@@ -84,11 +85,8 @@ def timeline_figure(series: Series) -> Figure:
         plain = {key: value for key, value in PERCENTILE_STYLE[name].items() if not key.startswith("marker")}
         latency.plot(series.second_s, service, linestyle=":", label=f"{name} service", **plain)
     log_milliseconds(latency)
-    latency.set_title(
-        "Latency a second: response time from the intended start (solid), service time on the wire (dotted)",
-        loc="left",
-    )
-    latency.legend(ncols=4, fontsize=8, frameon=False, loc="upper left")
+    latency.set_title("Latency a second, from the intended start and on the wire", loc="left")
+    legend_above(latency, columns=4)
 
     shade(rate, series.windows)
     bottom = np.zeros(len(series.second_s))
@@ -110,16 +108,16 @@ def timeline_figure(series: Series) -> Figure:
         bottom = bottom + series.rate[outcome]
     rate.set_ylabel("attempts a second")
     rate.set_title("Rate of attempts by outcome", loc="left")
-    rate.legend(ncols=3, fontsize=8, frameon=False, loc="upper left")
+    legend_above(rate, columns=3)
 
     shade(users, series.windows)
     users.step(series.sample_s, series.users, where="post", color="#222222", label="users")
     users.plot(series.sample_s, series.in_flight, color="#b8860b", linestyle="--", label="requests in flight")
     users.set_ylabel("count")
     users.set_title("Users and requests in flight", loc="left")
-    users.legend(ncols=2, fontsize=8, frameon=False, loc="upper left")
-    users.set_ylim(bottom=0, top=1.35 * max([1, *series.users, *series.in_flight]))
-    rate.set_ylim(top=1.3 * max(1.0, float(bottom.max(initial=0))))
+    legend_above(users, columns=2)
+    users.set_ylim(bottom=0, top=1.1 * max([1, *series.users, *series.in_flight]))
+    rate.set_ylim(top=1.1 * max(1.0, float(bottom.max(initial=0))))
     time_axis(users, series)
     return figure
 
@@ -142,8 +140,8 @@ def spectrum_figure(series: Series) -> Figure:
     axes.set_xticks(ticks, ["0", "50"] + [f"{100 * (1 - 10.0**-tick):.6g}" for tick in ticks[2:]])
     axes.set_xlabel("percentile (%)")
     log_milliseconds(axes)
-    axes.set_title("Percentile spectrum by phase: every nine to the right is a rarer operation", loc="left")
-    axes.legend(ncols=3, fontsize=8, frameon=False, loc="upper left")
+    axes.set_title("Percentile spectrum by phase", loc="left")
+    legend_above(axes, columns=3)
     return figure
 
 
@@ -159,7 +157,7 @@ def machine_figure(series: Series) -> Figure:
     cpu.set_ylim(bottom=0)
     cpu.set_title("CPU by process", loc="left")
     if series.cpu_percent:
-        cpu.legend(ncols=5, fontsize=8, frameon=False, loc="upper left")
+        legend_above(cpu, columns=6)
     shade(database, series.windows)
     database.plot(series.sample_s, series.commits_per_s, color="#222222", label="commits a second")
     database.plot(
@@ -168,14 +166,14 @@ def machine_figure(series: Series) -> Figure:
     database.set_ylabel("count")
     database.set_ylim(bottom=0)
     database.set_title("PostgreSQL (a gap is a second in which it did not answer)", loc="left")
-    database.legend(ncols=2, fontsize=8, frameon=False, loc="upper left")
+    legend_above(database, columns=2)
     time_axis(database, series)
     return figure
 
 
 def shade(axes: Axes, windows: list[Window], *, labels: bool = False) -> None:
     """Hatch each fault window; name each run of the same fault once, staggered so that names do not meet."""
-    ends = [-1e9, -1e9, -1e9]
+    ends = [-1e9] * LABEL_ROWS
     for window in windows:
         axes.axvspan(
             window.from_s,
@@ -201,6 +199,19 @@ def shade(axes: Axes, windows: list[Window], *, labels: bool = False) -> None:
             fontsize=7,
             color="#7a1020",
         )
+
+
+def legend_above(axes: Axes, *, columns: int) -> None:
+    """The legend beside the title, where no curve and no fault's name can meet it."""
+    axes.legend(
+        ncols=columns,
+        fontsize=8,
+        frameon=False,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.1,
+        columnspacing=1.4,
+    )
 
 
 def log_milliseconds(axes: Axes) -> None:

@@ -27,10 +27,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 CAPTIONS = {
     "latency": "Each mark is one operation, placed where it was due. Hatched: a fault was in effect. What "
     "happened during a stall stands at the moment the user wanted it, not at the moment it ended.",
-    "timeline": "Percentiles of each second by intended start. Where the solid line leaves the dotted one, "
-    "users waited before their request was even sent: the part that closed-loop tools do not see.",
-    "spectrum": "The same operations by phase. An operation belongs to fault when its life overlaps a fault "
-    "window, to recovery when it overlaps the seconds after a heal, else to steady.",
+    "timeline": "Percentiles of each second: solid from the intended start, dotted on the wire. Where solid "
+    "leaves dotted, users waited before their request was even sent: closed-loop tools do not see that.",
+    "spectrum": "The same operations by phase; every nine to the right is a rarer one. An operation belongs "
+    "to fault when its life overlaps a fault window, to recovery when it overlaps the seconds after a heal, "
+    "else to steady.",
     "machine": "What the machine did meanwhile. A load process near 100 % would mean that the generator was "
     "the bottleneck; the_generator_kept_up judges that.",
 }
