@@ -6,6 +6,7 @@
 3. Otherwise it waits; the trades that arrive while a batch commits are the next batch.
 4. A batch that fails for a reason nobody foresaw is rolled back, and its trades run one at a time, in order:
    one poison trade cannot hurt the others.
+5. A client that leaves changes nothing: its trade was accepted and stands, under its key.
 
 Why two batches in flight: the second locks its accounts and waits at the market row while the first commits.
 Why not more: the third would only wait, and be smaller for having left early.
@@ -21,7 +22,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from reference_server.database import DatabaseError, OutcomeUnknown, Refused
+from reference_server.database import DatabaseError, NotExecuted, OutcomeUnknown, Refused
 
 BATCH_MAX = 128
 IN_FLIGHT_MAX = 2
@@ -157,4 +158,9 @@ class Sequencer:
         replies: list[Reply | DatabaseError] = []
         for trade in trades:
             replies += await self._replies(market_id, [trade])
+            if isinstance(replies[-1], NotExecuted | OutcomeUnknown):
+                # The database is lost. The others were rolled back with the batch and are not sent again:
+                # that much is known now, and would take each of them a time limit to find out.
+                lost = NotExecuted("the database was lost before the trade was sent again")
+                return replies + [lost] * (len(trades) - len(replies))
         return replies

@@ -49,6 +49,8 @@ class TradeEndpoint:
         try:
             if scope["method"] != "POST":
                 raise Problem("method_not_allowed", "POST a trade here", headers=(("allow", "POST"),))
+            if scope["query_string"]:
+                raise Problem("malformed", "there are no query parameters here")
             reply = await self._trade(RequestHeaders(scope["headers"]), receive)
         except Disconnected:
             return
