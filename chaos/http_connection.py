@@ -17,22 +17,13 @@ and a request on a connection that has just idled out would call for the silent 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from typing import TYPE_CHECKING, cast
 
 from chaos.http_exchange import Exchange
-from chaos.http_framing import (
-    HEAD_BYTES_MAX,
-    Body,
-    FramingError,
-    UntilCloseBody,
-    body_of,
-    header,
-    reply_framing,
-    request_framing,
-)
+from chaos.http_framing import HEAD_BYTES_MAX, Body, FramingError, body_of, header, request_framing
 from chaos.http_messages import Reply, ReplyCollector, Request
+from chaos.http_reply import ReplyRelay
+from chaos.http_transport import Brake, reset
 from chaos.http_upstream import CONNECT_TIMEOUT_S, UpstreamConnection
 
 if TYPE_CHECKING:
@@ -41,8 +32,6 @@ if TYPE_CHECKING:
 
 INBOX_BYTES_MAX = 256 * 1024
 HALF_CLOSED_S_MAX = 60.0  # how long a client that has closed its sending side may wait for its reply
-_LINGER_NONE = struct.pack("ii", 1, 0)
-_INBOX_FULL, _UPSTREAM_FULL = 1, 2
 
 
 class ClientConnection(asyncio.Protocol):
@@ -57,22 +46,20 @@ class ClientConnection(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
         self._inbox = b""  # read, not forwarded yet
         self._request_body: Body | None = None  # of a request whose head is forwarded
-        self._awaiting_reply = False
-        self._to_head_request = False
-        self._reply_head = b""  # the first part of a head that came in pieces
-        self._reply_body: Body | None = None
         self._selected: tuple[Armed, int, int] | None = None  # fault, bytes of the head, of the request
         self._held = False  # a fault has the request and the reply
         self._collector: ReplyCollector | None = None
-        self._tunnel = False
         self._half_closed = False
         self._deadline: asyncio.TimerHandle | None = None
-        self._blocked = 0  # why reading pauses
 
     # --- the client's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._brake = Brake(self._transport)
+        self._replies = ReplyRelay(
+            write=self._transport.write, over=self._reply_over, unframed=self._unframed
+        )
         self._proxy.clients.add(self)
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
@@ -107,12 +94,12 @@ class ClientConnection(asyncio.Protocol):
             if upstream is None or self._held:
                 self._keep(data)
                 return
-            if self._tunnel:
+            if self._replies.plain:
                 upstream.transport.write(data)
                 return
             if self._request_body is not None:
                 data = self._pass_request_body(self._request_body, upstream, data)
-            elif self._awaiting_reply:
+            elif self._replies.awaiting:
                 self._keep(data)
                 return
             else:
@@ -141,8 +128,7 @@ class ClientConnection(asyncio.Protocol):
             triggers = self._proxy.triggers
             armed = triggers.match(head) if triggers.waiting and _can_be_held(head, length) else None
             if armed is None:
-                self._awaiting_reply = True
-                self._to_head_request = head.startswith(b"HEAD ")
+                self._replies.expect(to_head_request=head.startswith(b"HEAD "))
                 if len(data) == end + length:
                     upstream.transport.write(data)
                     return b""
@@ -178,10 +164,10 @@ class ClientConnection(asyncio.Protocol):
     def _keep(self, data: bytes) -> None:
         self._inbox = data
         if len(data) > INBOX_BYTES_MAX:
-            self._block(_INBOX_FULL)
+            self._brake.set("the inbox is full", True)
 
     def _take_inbox(self) -> None:
-        self._unblock(_INBOX_FULL)
+        self._brake.set("the inbox is full", False)
         if self._inbox:
             data, self._inbox = self._inbox, b""
             self._advance(data)
@@ -190,14 +176,14 @@ class ClientConnection(asyncio.Protocol):
 
     def _make_tunnel(self) -> None:
         self._proxy.tunnels += 1
-        self._tunnel = True
+        self._replies.plain = True
 
     def eof_received(self) -> bool:
         """A client that has closed its sending side still gets the replies to its whole requests."""
         self._half_closed = True
         self.left.set()
         connecting = self._upstream is None and bool(self._inbox)
-        if self._tunnel and self._upstream is not None:
+        if self._replies.plain and self._upstream is not None:
             self._upstream.transport.write_eof()
         elif not connecting and not self._open_request():
             return False
@@ -205,7 +191,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _open_request(self) -> bool:
-        return self._held or (self._awaiting_reply and self._request_body is None) or self._tunnel
+        return self._held or (self._replies.awaiting and self._request_body is None) or self._replies.plain
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
@@ -225,59 +211,18 @@ class ClientConnection(asyncio.Protocol):
 
     def reply_received(self, data: bytes) -> None:
         """Bytes from the server."""
-        if self._collector is not None:
-            rest = self._collector.feed(data)
-            if rest:
-                self.reset()
-            return
-        if self._reply_head:
-            data, self._reply_head = self._reply_head + data, b""
-        while data:
-            if self._tunnel or self.closed:
-                self._transport.write(data)
-                return
-            try:
-                data = self._pass_reply(data)
-            except FramingError:
-                self._make_tunnel()
-                self._take_inbox()
-
-    def _pass_reply(self, data: bytes) -> bytes:
-        """Relay one piece of a reply; returns the bytes after it."""
-        if self._reply_body is not None:
-            end = self._reply_body.feed(data, 0)
-            if end < 0:
-                self._transport.write(data)
-                return b""
-            self._reply_body = None
-            self._transport.write(data[:end])
-            self._reply_over()
-            return data[end:]
-        if not self._awaiting_reply:  # unasked for, like the 408 of a server that waited too long
-            raise FramingError("a reply without a request")
-        end = data.find(b"\r\n\r\n") + 4
-        if end < 4:
-            if len(data) > HEAD_BYTES_MAX:
-                raise FramingError("a head without end")
-            self._reply_head = data
-            return b""
-        status, length = reply_framing(data[:end], to_head_request=self._to_head_request)
-        if status >= 200 and length >= 0 and len(data) == end + length:
-            self._transport.write(data)
-            self._reply_over()
-            return b""
-        self._transport.write(data[:end])
-        if status >= 200:
-            if length:
-                self._reply_body = body_of(length)
-            else:
-                self._reply_over()
-        return data[end:]
+        if self._collector is None:
+            self._replies.feed(data)
+        elif self._collector.feed(data):
+            self.reset()  # more than the reply: whatever it is, nobody asked for it
 
     def _reply_over(self) -> None:
-        self._awaiting_reply = False
         if self._inbox or self._half_closed:
             self._take_inbox()
+
+    def _unframed(self) -> None:
+        self._proxy.tunnels += 1
+        self._take_inbox()
 
     def upstream_lost(self, error: Exception | None) -> None:
         """The server has ended the connection."""
@@ -286,9 +231,9 @@ class ClientConnection(asyncio.Protocol):
             self._collector.ended(error)
         if self.closed or self._held:  # the fault decides what its client sees
             return
-        whole = error is None and isinstance(self._reply_body, UntilCloseBody)
-        request_open = self._awaiting_reply or self._selected is not None or bool(self._inbox)
-        if (request_open and not whole) or (error is not None and self._tunnel):
+        whole = error is None and self._replies.ends_with_connection
+        request_open = self._replies.awaiting or self._selected is not None or bool(self._inbox)
+        if (request_open and not whole) or (error is not None and self._replies.plain):
             self.reset()
         else:
             self.close()
@@ -328,41 +273,21 @@ class ClientConnection(asyncio.Protocol):
         self._transport.close()
 
     def reset(self) -> None:
-        """End the connection with RST, so that nobody can take it for the end of a reply."""
-        if self.closed or self._transport.is_closing():
-            return
-        sock: socket.socket | None = self._transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
-        self._transport.abort()
+        """End the connection with RST; idempotent."""
+        reset(self._transport)
 
     # --- neither side may outrun the other
 
     def pause_writing(self) -> None:
-        if self._upstream is not None and not self._upstream.transport.is_closing():
-            self._upstream.transport.pause_reading()
+        if self._upstream is not None:
+            self._upstream.brake.set("the client is slow", True)
 
     def resume_writing(self) -> None:
-        if self._upstream is not None and not self._upstream.transport.is_closing():
-            self._upstream.transport.resume_reading()
+        if self._upstream is not None:
+            self._upstream.brake.set("the client is slow", False)
 
     def upstream_full(self, full: bool) -> None:
-        if full:
-            self._block(_UPSTREAM_FULL)
-        else:
-            self._unblock(_UPSTREAM_FULL)
-
-    def _block(self, why: int) -> None:
-        if not self._blocked and not self._transport.is_closing():
-            self._transport.pause_reading()
-        self._blocked |= why
-
-    def _unblock(self, why: int) -> None:
-        if not self._blocked & why:
-            return
-        self._blocked &= ~why
-        if not self._blocked and not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._brake.set("the upstream is slow", full)
 
 
 def _can_be_held(head: bytes, length: int) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from chaos.http_messages import Reply, ReplyCollector, Request, UpstreamLost
+from chaos.http_transport import Brake
 
 if TYPE_CHECKING:
     from chaos.http_connection import ClientConnection
@@ -17,6 +18,7 @@ class UpstreamConnection(asyncio.Protocol):
     """The server's end of one client's connection; hands everything to the client's."""
 
     transport: asyncio.Transport
+    brake: Brake
 
     def __init__(self, client: ClientConnection, port: int) -> None:
         self.port = port
@@ -24,6 +26,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self.brake = Brake(self.transport)
 
     def data_received(self, data: bytes) -> None:
         self._client.reply_received(data)
