@@ -1,4 +1,4 @@
-"""Idempotency, from the side of the books: what is in them was asked for, is whole, and is what replies told."""
+"""Idempotency, from the side of the books: what is in them was asked for, is whole, is what replies told."""
 
 from __future__ import annotations
 

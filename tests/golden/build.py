@@ -28,8 +28,8 @@ def golden_run() -> GoldenRun:
     run.event("load_started")
     _trade_quietly(run)
     _lose_a_reply(run)
-    _trade_at_once(run)
     _leave_unknowns(run)
+    _trade_at_once(run)
     _close_a_market(run)
     _finish(run)
     return run
@@ -89,6 +89,19 @@ def _lose_a_reply(run: GoldenRun) -> None:
     run.do(run.buy("u1", HOT, 1, 1_200_000))
 
 
+def _leave_unknowns(run: GoldenRun) -> None:
+    """While the service recovers, two operations never get an answer: one has its effect, one has none."""
+    run.tick(S)
+    run.observe()
+    landed, lost = run.buy("u3", HOT, 0, 1_100_000), run.buy("u4", HOT, 1, 700_000)
+    run.invoke(landed)
+    run.invoke(lost)
+    run.execute(landed)
+    run.do(run.buy("u1", HOT, 1, 600_000))
+    run.lose(landed)
+    run.lose(lost, "reset")
+
+
 def _trade_at_once(run: GoldenRun) -> None:
     """After the recovery: operations that overlap, and commit in another order than they began."""
     run.wait_until(START_NS + 14 * S)
@@ -105,19 +118,6 @@ def _trade_at_once(run: GoldenRun) -> None:
     run.do(run.buy("u2", WIDE, 1, amount=1_000_000))
     run.do(run.read_market("u1", WIDE))
     run.do(run.read_account("u2"))
-
-
-def _leave_unknowns(run: GoldenRun) -> None:
-    """Two operations that never get an answer: the first has its effect, the second has none."""
-    run.tick(S)
-    run.observe()
-    landed, lost = run.buy("u3", HOT, 0, 1_100_000), run.buy("u4", HOT, 1, 700_000)
-    run.invoke(landed)
-    run.invoke(lost)
-    run.execute(landed)
-    run.do(run.buy("u1", HOT, 1, 600_000))
-    run.lose(landed)
-    run.lose(lost, "reset")
 
 
 def _close_a_market(run: GoldenRun) -> None:
