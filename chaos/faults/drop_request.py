@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from chaos.faults.fault import RequestFault
+from chaos.faults.fault import RequestFault, Seconds
 from chaos.http_exchange import Exchange
 from chaos.http_messages import Evidence
 
@@ -14,7 +14,7 @@ class DropRequest(RequestFault, frozen=True, kw_only=True, forbid_unknown_fields
     patience or `silence_s` is over (`how` = "silence")."""
 
     how: Literal["reset", "silence"] = "reset"
-    silence_s: float = 10.0
+    silence_s: Seconds = 10.0
 
     async def inject(self, exchange: Exchange) -> Evidence:
         client_left = self.how == "silence" and await exchange.client_leaves(self.silence_s)

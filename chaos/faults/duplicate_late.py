@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from chaos.faults.fault import RequestFault
+from chaos.faults.fault import RequestFault, Seconds
 from chaos.http_exchange import Exchange
 from chaos.http_messages import Evidence
 
@@ -15,7 +15,7 @@ class DuplicateLate(RequestFault, frozen=True, kw_only=True, forbid_unknown_fiel
     Healing sends a copy that still waits at once.
     """
 
-    delay_s: float = 2.0
+    delay_s: Seconds = 2.0
 
     async def inject(self, exchange: Exchange) -> Evidence:
         reply = await exchange.forward()

@@ -7,7 +7,7 @@ and healed by the nemesis. The options of a fault are its fields; an injection t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 import msgspec
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from chaos.cluster import Postgres
     from chaos.http_exchange import Exchange
     from chaos.proxy_control import ProxyControl
+
+
+# A wait of a fault, short enough that healing stays bounded.
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=30)]
 
 
 class FaultError(Exception):

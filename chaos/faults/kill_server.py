@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
+from typing import Annotated
+
+import msgspec
 
 from chaos.child import Child
 from chaos.faults.fault import FaultError, ProcessFault, World
@@ -20,7 +23,7 @@ class KillServer(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     target = "server"
-    server: int = 0
+    server: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     def inject(self, world: World) -> Evidence:
         child = self._child(world)

@@ -6,7 +6,7 @@ import time
 
 import psycopg
 
-from chaos.faults.fault import FaultError, ProcessFault, World
+from chaos.faults.fault import FaultError, ProcessFault, Seconds, World
 from chaos.http_messages import Evidence
 
 POLL_S = 0.002
@@ -33,7 +33,7 @@ class TerminateBackend(ProcessFault, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     target = "postgres"
-    active_s: float = 1.0
+    active_s: Seconds = 1.0
 
     def inject(self, world: World) -> Evidence:
         began = time.monotonic()
