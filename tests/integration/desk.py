@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -215,3 +216,21 @@ def execute_batch(connection: Connection, market: int, orders: Sequence[Order]) 
     ).fetchall()
     assert sorted(row[0] for row in rows) == list(range(1, len(orders) + 1))
     return [Answer(*row[1:]) for row in sorted(rows)]
+
+
+def await_lock_wait(observer: Connection, text: str, *, timeout_s: float = 30.0) -> None:
+    """Return when a statement of this database that contains the text waits for a lock."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        (waiting,) = one(
+            observer,
+            """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                  AND pid <> pg_backend_pid() AND wait_event_type = 'Lock' AND strpos(query, %s) > 0""",
+            text,
+        )
+        if waiting:
+            return
+        # pg_stat_activity is remembered for as long as a transaction lasts
+        observer.execute("SELECT pg_stat_clear_snapshot()")
+        time.sleep(0.005)
+    raise AssertionError(f"nothing like {text!r} waited for a lock within {timeout_s} s")
