@@ -1,0 +1,83 @@
+"""The plans that come with Seatrial do what is said of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from scenarios.plan import SCENARIOS, Plan, load_plan, plan_names
+
+FAULTS = {
+    "drop_reply",
+    "drop_request",
+    "duplicate_at_once",
+    "duplicate_late",
+    "kill_server",
+    "terminate_backend",
+    "kill_postgres",
+}
+PROCESS_FAULTS = {"kill_server", "terminate_backend", "kill_postgres"}
+
+
+@pytest.fixture(params=plan_names())
+def plan(request: pytest.FixtureRequest) -> Plan:
+    return load_plan(request.param)
+
+
+def test_three_plans_come_with_seatrial() -> None:
+    assert plan_names() == ["ci", "launch", "quick"]
+
+
+def test_a_plan_is_named_as_its_file() -> None:
+    assert [load_plan(name).name for name in plan_names()] == plan_names()
+
+
+def test_every_plan_tries_every_action(plan: Plan) -> None:
+    assert {action for action, weight in plan.mix.items() if weight > 0} == SCENARIOS[plan.scenario]
+
+
+def test_every_plan_injects_every_fault(plan: Plan) -> None:
+    assert {fault.fault for fault in plan.faults} == FAULTS
+
+
+def test_every_plan_lets_the_service_recover_before_the_load_ends(plan: Plan) -> None:
+    for fault in plan.faults:
+        assert fault.at_s + fault.during_s + plan.service.recovery_s < plan.load_s, fault
+
+
+def test_every_plan_has_steady_load_too(plan: Plan) -> None:
+    disturbed: set[int] = set()
+    for fault in plan.faults:
+        end_s = fault.at_s + fault.during_s + plan.service.recovery_s
+        disturbed |= set(range(int(fault.at_s), math.ceil(end_s)))
+    assert plan.load_s - len(disturbed) >= 0.1 * plan.load_s
+
+
+def test_the_budget_outlasts_a_lost_reply_and_an_outage(plan: Plan) -> None:
+    assert plan.load.answer_budget_s >= 3 * plan.load.patience_s + plan.service.recovery_s
+
+
+def test_quick_leaves_room_for_a_verdict_in_two_minutes() -> None:
+    plan = load_plan("quick")
+    assert 45 <= plan.load_s <= 75
+    assert max(stage.users for stage in plan.stages) == 100
+
+
+def test_in_quick_processes_break_one_at_a_time() -> None:
+    plan = load_plan("quick")
+    windows = sorted(
+        (fault.at_s, fault.at_s + fault.during_s) for fault in plan.faults if fault.fault in PROCESS_FAULTS
+    )
+    for (_, end_s), (next_s, _) in itertools.pairwise(windows):
+        assert end_s + plan.service.recovery_s <= next_s
+
+
+def test_ci_lasts_about_three_minutes() -> None:
+    assert 150 <= load_plan("ci").load_s <= 200
+
+
+def test_launch_is_the_rehearsal_that_was_asked_for() -> None:
+    stages = [(stage.users, stage.ramp_s, stage.hold_s) for stage in load_plan("launch").stages]
+    assert stages == [(50, 120, 0), (50, 0, 300), (100, 120, 0), (100, 0, 300), (0, 120, 0)]
