@@ -1,0 +1,112 @@
+"""How fast the judge is: synthetic runs of a quarter, a half and the whole size, each judged in a child.
+
+    python -m reports.judge_speed [--operations 1000000] [--checks]
+
+The target is a million operations with all checkers in less than 15 s and 4 GiB, growing no worse than
+n log n. Exit 1 when a verdict is not pass, or when the target is missed at its own size or above.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from reports.evidence import open_evidence
+from reports.invariants.registry import load_registry
+from reports.judge import examine, judge
+from reports.synthetic import write_run
+
+TARGET_OPERATIONS = 1_000_000
+TARGET_S = 15.0
+TARGET_BYTES = 4 << 30
+CHILD_TIMEOUT_S = 600
+
+
+def main() -> int:
+    """The command line; its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m reports.judge_speed", description=__doc__)
+    parser.add_argument("--operations", type=int, default=TARGET_OPERATIONS, help="size of the largest run")
+    parser.add_argument("--checks", action="store_true", help="also the seconds of each check, at full size")
+    parser.add_argument("--judge", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--time-checks", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.judge or asked.time_checks:
+        print(json.dumps(time_judge(asked.judge) if asked.judge else time_checks(asked.time_checks)))
+        return 0
+    if asked.operations < 4:
+        parser.error("--operations: at least 4")
+    kept = True
+    before: tuple[int, float] | None = None
+    print(f"{'operations':>12} {'seconds':>8} {'peak MB':>8} {'growth':>7}  verdict")
+    for operations in (asked.operations // 4, asked.operations // 2, asked.operations):
+        with tempfile.TemporaryDirectory(
+            prefix="seatrial-judge-", dir=os.environ.get("SEATRIAL_DATA_DIR", "/var/tmp")
+        ) as folder:
+            run = Path(folder) / "run"
+            write_run(run, operations=operations)
+            started_s = time.monotonic()
+            found = in_child("--judge", run)
+            took_s = time.monotonic() - started_s
+            growth = f"{took_s / before[1]:.2f}x" if before else "-"
+            before = operations, took_s
+            peak = found["peak_bytes"]
+            print(
+                f"{operations:12,} {took_s:8.1f} {peak / 1e6:8,.0f} {growth:>7}  {found['verdict']}",
+                flush=True,
+            )
+            for reason in found["reasons"] if found["verdict"] != "pass" else []:
+                print(f"    {reason}")
+            if operations >= TARGET_OPERATIONS:
+                kept = kept and took_s < TARGET_S and peak < TARGET_BYTES
+            kept = kept and found["verdict"] == "pass"
+            if asked.checks and operations == asked.operations:
+                seconds = in_child("--time-checks", run)
+                for name, check_s in sorted(seconds.items(), key=lambda item: -item[1]):
+                    print(f"    {check_s:8.2f} s  {name}")
+    print(f"target: {TARGET_OPERATIONS:,} operations in < {TARGET_S:.0f} s and < {TARGET_BYTES >> 30} GiB")
+    return 0 if kept else 1
+
+
+def in_child(option: str, run: Path) -> dict[str, Any]:
+    """What this module, as a process of its own, says of a run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "reports.judge_speed", option, str(run)],
+        stdout=subprocess.PIPE,
+        timeout=CHILD_TIMEOUT_S,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+def time_judge(run: Path) -> dict[str, Any]:
+    """Judge; the verdict and the peak of this process's memory."""
+    verdict = judge(run)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kilobytes, macOS bytes.
+    peak_bytes = kilobytes * (1 if sys.platform == "darwin" else 1024)
+    return {"verdict": verdict.verdict, "reasons": verdict.reasons, "peak_bytes": peak_bytes}
+
+
+def time_checks(run: Path) -> dict[str, float]:
+    """Seconds of opening the evidence and of each check."""
+    started_s = time.monotonic()
+    evidence = open_evidence(run)
+    seconds = {"(reading the run)": time.monotonic() - started_s}
+    for known in load_registry():
+        started_s = time.monotonic()
+        examine(evidence, known)
+        seconds[known.name] = time.monotonic() - started_s
+    evidence.close()
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
