@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from litestar import Litestar, Request
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.response import Response
+from litestar.routes import HTTPRoute
 
 from reference_server.authentication import Authentication, Caller
 from reference_server.database import Connection, Database, DatabaseError
@@ -76,10 +78,10 @@ def refuse(request: Request[Any, Any, State], error: Exception) -> Response[byte
     """The refusal for anything that a handler or Litestar itself raised."""
     if isinstance(error, HTTPException):
         code = CODE_OF_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "malformed")
-        allowed = (error.headers or {}).get("Allow")
-        problem = Problem(
-            code, str(error.detail)[:300], headers=(("allow", allowed),) if allowed is not None else ()
-        )
+        headers: tuple[tuple[str, str], ...] = ()
+        if code == "method_not_allowed":
+            headers = (("allow", allowed_methods(request)),)
+        problem = Problem(code, str(error.detail)[:300], headers=headers)
     else:
         problem = failure(error)
         if not isinstance(error, Problem | DatabaseError | Disconnected):
@@ -90,6 +92,16 @@ def refuse(request: Request[Any, Any, State], error: Exception) -> Response[byte
         media_type=MEDIA_TYPE.decode(),
         headers=dict(problem.headers),
     )
+
+
+def allowed_methods(request: Request[Any, Any, State]) -> str:
+    """What RFC 9110 wants a 405 to name, and Litestar does not: the methods of this path."""
+    path = request.scope["path"].rstrip("/")
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, HTTPRoute) and re.fullmatch(re.sub("{.*?}", "[^/]+", route.path), path):
+            methods.update(route.methods)
+    return ", ".join(sorted(methods))
 
 
 def assemble(dsn: str, connection: Connection, *, strategy: str, pool_min: int, pool_max: int) -> Services:

@@ -16,7 +16,7 @@ from chaos.postgres import Postgres, choose_postgres
 from chaos.supervisor import Supervisor
 from chaos.target import REFERENCE_COMMAND, Access, create_database, install
 from tests.conftest import MarketDatabase
-from tests.integration.market_client import assert_books_balance
+from tests.integration.market_client import MarketClient, User, assert_books_balance, digest_of_books
 from tests.integration.market_server import MarketServer
 
 STRATEGIES = ("batch", "row_lock", "optimistic")
@@ -91,6 +91,33 @@ def breakable(scratch: Path) -> Iterator[tuple[Postgres, MarketServer]]:
         with running(supervisor, database) as server:
             yield postgres, server
         postgres.stop()
+
+
+@pytest.fixture
+def client(shared_server: MarketServer) -> Iterator[MarketClient]:
+    """A client of the session's `batch` server."""
+    with MarketClient(shared_server) as client:
+        yield client
+
+
+@pytest.fixture
+def user(client: MarketClient) -> User:
+    """A user with 1,000 USDC."""
+    return client.user()
+
+
+@pytest.fixture
+def market(client: MarketClient) -> int:
+    """An open market of two outcomes."""
+    return client.market()
+
+
+@pytest.fixture
+def books_unchanged(client: MarketClient, user: User, market: int) -> Iterator[tuple[User, int]]:
+    """The test, which begins with this user and market, leaves every row of every table as it was."""
+    before = digest_of_books(client.server.database.admin_dsn)
+    yield user, market
+    assert digest_of_books(client.server.database.admin_dsn) == before
 
 
 @contextmanager
