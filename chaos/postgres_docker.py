@@ -125,14 +125,14 @@ class DockerPostgres:
         command = [sys.executable, "-m", "chaos.container", "remove", self._name]
         self._undo_number = self._supervisor.undo_run(command)
         began_s = time.time()
-        with _refusals(f"a container of {image}"):
-            self._server = self._container(image)
-            try:
+        try:
+            with _refusals(f"a container of {image}"):
+                self._server = self._container(image)
                 self._server.start()
-            except APIError:
-                self.stop()  # it may have been made and not started
-                raise
-        self._await_answer(began_s)
+            self._await_answer(began_s)
+        except PostgresError:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """Fast shutdown, within 30 s, and remove the container with its data."""
@@ -171,6 +171,9 @@ class DockerPostgres:
         container = self._wrapped()
         began, began_s = time.monotonic(), time.time()
         with _refusals("starting the container again"):
+            if self._follower is not None and not self._follower.alive:
+                # Its output ends a moment before the engine knows, and would take a start for done.
+                container.wait(timeout=_ENGINE_TIMEOUT_S, condition="not-running")
             container.start()
         self._paused = False
         self._await_answer(began_s)
@@ -222,13 +225,13 @@ class DockerPostgres:
     def _await_answer(self, began_s: float) -> None:
         """Follow the container's log and ask until it answers; began_s is a Unix time before its start."""
         container = self._wrapped()
-        try:
-            follower = self._supervisor.spawn(
-                "postgres", [sys.executable, "-m", "chaos.container", "follow", self._name, str(began_s)]
-            )
-        except SupervisorError as error:
-            raise PostgresError(str(error)) from None
-        self._follower = follower
+        follower = self._follower
+        if follower is None or not follower.alive:
+            command = [sys.executable, "-m", "chaos.container", "follow", self._name, str(began_s)]
+            try:
+                follower = self._follower = self._supervisor.spawn("postgres", command)
+            except SupervisorError as error:
+                raise PostgresError(str(error)) from None
 
         def given_up() -> str | None:
             if follower.alive:

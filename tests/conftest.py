@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from chaos.postgres import DSN_VARIABLE, Postgres, choose_postgres
+from chaos.postgres_docker import engine_trouble, image_name, image_trouble
 from chaos.supervisor import Supervisor
 from chaos.target import REFERENCE_COMMAND, Access, create_database, install
 
@@ -58,6 +59,14 @@ def postgres(scratch: Path, supervisor: Supervisor) -> Iterator[Postgres]:
     postgres.start()
     yield postgres
     postgres.stop()
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> None:
+    """Skips where no container can be had; in CI only for the reason that was announced."""
+    reason = os.environ.get("SEATRIAL_NO_DOCKER") or engine_trouble() or image_trouble(image_name())
+    if reason is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture
