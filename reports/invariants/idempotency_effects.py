@@ -98,12 +98,14 @@ def operations_are_all_or_nothing(evidence: Evidence) -> Finding:
                     USING (market_id, market_version)
                 UNION ALL
                 SELECT x.transaction_id, 'no answer under its key' FROM transactions AS x
-                ANTI JOIN idempotency_keys AS k ON x.transaction_id = k.transaction_id
-                    AND x.user_id = k.user_id AND x.idempotency_key = k.idempotency_key
+                ANTI JOIN idempotency_keys AS k
+                    ON x.user_id = k.user_id AND x.idempotency_key = k.idempotency_key
                 WHERE x.idempotency_key IS NOT NULL AND {in_this_run(evidence)}
                 UNION ALL
                 SELECT k.transaction_id, 'an answer without its transaction' FROM idempotency_keys AS k
-                ANTI JOIN transactions AS x USING (transaction_id) WHERE k.transaction_id IS NOT NULL
+                ANTI JOIN transactions AS x ON x.transaction_id = k.transaction_id
+                    AND x.user_id = k.user_id AND x.idempotency_key = k.idempotency_key
+                WHERE k.transaction_id IS NOT NULL
                 UNION ALL
                 SELECT d.transaction_id, 'its entries are not its cost and fee' FROM trades AS d
                 JOIN moved AS m USING (transaction_id)
