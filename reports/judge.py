@@ -69,7 +69,7 @@ def judge(run: Path) -> Verdict:
 def examine(evidence: Evidence, known: Invariant) -> InvariantResult:
     """One invariant's result; whatever its check does, there is one."""
     examined, violations, witness = 0, 0, []
-    detail = None
+    detail, remark = None, None
     if known.needs_state and not evidence.has_state:
         detail = "the run has no exported books"
     else:
@@ -80,7 +80,7 @@ def examine(evidence: Evidence, known: Invariant) -> InvariantResult:
         else:
             examined, violations = finding.examined, finding.violations
             witness = [plain(row) for row in finding.witness[:WITNESS_MAX]]
-            detail = finding.unresolved
+            detail, remark = finding.unresolved, finding.detail
             if detail is None and not examined and not violations:
                 detail = "examined nothing"
             if detail is None and violations and known.group == "trial":
@@ -95,7 +95,7 @@ def examine(evidence: Evidence, known: Invariant) -> InvariantResult:
         unit=known.unit,
         violations=violations,
         witness=witness,
-        detail=detail,
+        detail=detail or remark,
     )
 
 

@@ -13,7 +13,7 @@ Latency = dict[str, dict[str, dict[str, float | int]]]
 
 
 class InvariantResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one invariant came to; `detail` says why when it is inconclusive."""
+    """What one invariant came to; `detail` says why it is inconclusive, or what else there is to know."""
 
     name: str
     group: str

@@ -25,12 +25,14 @@ class Finding:
     """What a check saw: how much it examined, how many breaches, and at most ten rows that prove them.
 
     `unresolved` says why the evidence cannot decide; it makes a finding without violations inconclusive.
+    `detail` is what a reader should know although it decides nothing.
     """
 
     examined: int
     violations: int
     witness: list[dict[str, Any]] = field(default_factory=list)
     unresolved: str | None = None
+    detail: str | None = None
 
 
 Check = Callable[[Evidence], Finding]
