@@ -11,6 +11,7 @@ Exit 0: the load did its job, whatever came back. 2: it cannot work (message on 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import socket
 import sys
@@ -37,10 +38,11 @@ def scenario_file(plan: Plan) -> Path:
 def locust_command(plan: Plan, host: str) -> list[str]:
     """The command that Locust is started with."""
     load = plan.load
+    stop_timeout_s = math.ceil(load.patience_s + load.answer_budget_s) + 1  # Locust takes whole seconds
     command = [
         *(sys.executable, "-m", "locust", "--locustfile", str(scenario_file(plan))),
         # The shape drains the users itself; this is only how long Locust waits for those it stops.
-        *("--headless", "--host", host, "--stop-timeout", f"{load.patience_s + load.answer_budget_s + 1:g}"),
+        *("--headless", "--host", host, "--stop-timeout", str(stop_timeout_s)),
         *("--only-summary", "--loglevel", "WARNING"),
     ]
     if load.processes > 1:

@@ -1,0 +1,56 @@
+"""The reference server with one planted bug: `python -m tests.planted.launch INVARIANT install|serve ...`.
+
+Takes the place of `python -m reference_server` in `seatrial run --server-command`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import psycopg
+
+from reference_server.__main__ import main as reference_main
+
+HERE = Path(__file__).parent
+
+
+def planted_bugs() -> list[str]:
+    """The invariants that have a planted bug."""
+    apart = {"__init__", "launch", "conftest", "runs"}
+    files = [*HERE.glob("*.sql"), *HERE.glob("*.py")]
+    return sorted(
+        {path.stem for path in files if path.stem not in apart and not path.stem.startswith("test_")}
+    )
+
+
+def apply_sql(name: str, arguments: list[str]) -> None:
+    """Run the SQL of a planted bug as the database's owner."""
+    patch = HERE / f"{name}.sql"
+    if not patch.is_file():
+        return
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dsn", required=True)
+    dsn = parser.parse_known_args(arguments)[0].dsn
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(patch.read_text(encoding="utf-8").encode())
+
+
+def main(arguments: list[str]) -> int:
+    """Install or serve with the bug; exit 2 when there is no such bug."""
+    if len(arguments) < 2 or arguments[0] not in planted_bugs():
+        print(f"usage: launch {'|'.join(planted_bugs())} install|serve ...", file=sys.stderr)
+        return 2
+    name, command, *rest = arguments
+    if command == "serve" and (HERE / f"{name}.py").is_file():
+        importlib.import_module(f"tests.planted.{name}").plant()
+    code = reference_main([command, *rest])
+    if command == "install" and code == 0:
+        apply_sql(name, rest)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
