@@ -13,11 +13,12 @@ takes longer than all checkers together. Only a line that DuckDB cannot read is 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import duckdb
+import msgspec
 
-from scenarios.history import ACTIONS, FORMAT, Completion, End, Header, HistoryError, Invoke, read_rows
+from reports.json_lines import read_lines
+from scenarios.history import ACTIONS, FORMAT, Completion, End, Header, HistoryError, Invoke
 
 REQUEST = {
     "outcome": "BIGINT",
@@ -66,7 +67,20 @@ COLUMNS = {
     "request": "STRUCT(" + ", ".join(f"{name} {kind}" for name, kind in REQUEST.items()) + ")",
     "facts": "STRUCT(" + ", ".join(f"{name} {kind}" for name, kind in FACTS.items()) + ")",
 }
-Row = Header | Invoke | Completion | End
+KINDS: dict[str, type[msgspec.Struct]] = {
+    "header": Header,
+    "invoke": Invoke,
+    "ok": Completion,
+    "fail": Completion,
+    "info": Completion,
+    "end": End,
+}
+
+
+class Typed(msgspec.Struct):
+    """What every row of a history has."""
+
+    type: str
 
 
 def read_history(db: duckdb.DuckDBPyConnection, files: list[Path]) -> None:
@@ -79,7 +93,7 @@ def read_history(db: duckdb.DuckDBPyConnection, files: list[Path]) -> None:
     db.execute("CREATE TABLE history_files (file INTEGER, stem VARCHAR, first_row BIGINT, last_row BIGINT)")
     before = 0
     for number, path in enumerate(files):
-        read_lines(db, path, f"INSERT INTO history_rows SELECT {number}, * FROM", COLUMNS, Row)
+        read_lines(db, path, f"INSERT INTO history_rows SELECT {number}, * FROM", COLUMNS, history_kind)
         total = count(db, "SELECT count(*) FROM history_rows")
         db.execute("INSERT INTO history_files VALUES (?, ?, ?, ?)", [number, path.stem, before, total - 1])
         if total == before:
@@ -95,27 +109,9 @@ def read_history(db: duckdb.DuckDBPyConnection, files: list[Path]) -> None:
     db.execute("DROP TABLE history_files")
 
 
-def read_lines(
-    db: duckdb.DuckDBPyConnection, path: Path, into: str, columns: dict[str, str], kind: Any
-) -> None:
-    """Read one JSON-lines file of rows of `kind`; raises HistoryError naming the line that is not one."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        if size:
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                raise HistoryError(path, line_count(path), "the line has no end; the file is truncated")
-    if not size:
-        return
-    try:
-        db.execute(
-            f"{into} read_json(?, format = 'newline_delimited', columns = ?, maximum_object_size = 16777216)",
-            [str(path), columns],
-        )
-    except duckdb.Error as error:
-        for _ in read_rows(path, kind):
-            pass
-        raise HistoryError(path, 1, str(error).split("\n", 1)[0]) from None
+def history_kind(line: bytes) -> type[msgspec.Struct]:
+    """What a line of a history should be."""
+    return KINDS.get(msgspec.json.decode(line, type=Typed).type, Typed)
 
 
 def line_count(path: Path) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import msgspec
 
-from reports.history_tables import read_lines
+from reports.json_lines import Kind, read_lines
 from scenarios.history import FaultRow, Probe, Sample
 
 
@@ -61,7 +60,7 @@ EVENTS = {
     "prepared": "BIGINT",
     "why": "VARCHAR",
 }
-FILES: dict[str, tuple[dict[str, str], Any]] = {
+FILES: dict[str, tuple[dict[str, str], type[msgspec.Struct]]] = {
     "faults": (FAULTS, FaultRow),
     "samples": (SAMPLES, Sample),
     "probes": (PROBES, Probe),
@@ -92,13 +91,18 @@ FROM (SELECT time_ns, unnest(entries) AS entry FROM probes)
 """
 
 
+def only(kind: type[msgspec.Struct]) -> Kind:
+    """Every line is of this kind."""
+    return lambda _line: kind
+
+
 def read_trial(db: duckdb.DuckDBPyConnection, run: Path) -> None:
     """Make the tables of the trial; an absent file is an empty table. Raises HistoryError."""
     for name, (columns, kind) in FILES.items():
         db.execute(f"CREATE TABLE {name} ({', '.join(f'{column} {of}' for column, of in columns.items())})")
         path = run / f"{name}.jsonl"
         if path.is_file():
-            read_lines(db, path, f"INSERT INTO {name} FROM", columns, kind)
+            read_lines(db, path, f"INSERT INTO {name} FROM", columns, only(kind))
     db.execute("UPDATE faults SET evidence = '{}' WHERE evidence IS NULL")
     db.execute("UPDATE samples SET processes = '{}' WHERE processes IS NULL")
     for derived in (FAULT_WINDOWS, PROBE_RESULTS, PROBE_ENTRIES):
