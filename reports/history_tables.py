@@ -114,12 +114,6 @@ def history_kind(line: bytes) -> type[msgspec.Struct]:
     return KINDS.get(msgspec.json.decode(line, type=Typed).type, Typed)
 
 
-def line_count(path: Path) -> int:
-    """Lines of a file, an unfinished last one included."""
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
 def count(db: duckdb.DuckDBPyConnection, sql: str) -> int:
     """The number that a query returns."""
     row = db.execute(sql).fetchone()

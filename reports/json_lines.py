@@ -33,7 +33,8 @@ def read_lines(
         return
     try:
         db.execute(
-            f"{into} read_json(?, format = 'newline_delimited', columns = ?, maximum_object_size = {ROW_BYTES_MAX})",
+            f"{into} read_json(?, format = 'newline_delimited', columns = ?,"
+            f" maximum_object_size = {ROW_BYTES_MAX})",
             [str(path), columns],
         )
     except duckdb.Error as error:
@@ -49,3 +50,9 @@ def refuse_line(path: Path, kind: Kind) -> None:
                 msgspec.json.decode(line, type=kind(line))
             except msgspec.DecodeError as error:
                 raise HistoryError(path, number, f"not a row: {error}") from None
+
+
+def line_count(path: Path) -> int:
+    """Lines of a file, an unfinished last one included."""
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
