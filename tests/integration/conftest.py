@@ -74,8 +74,13 @@ def breakable(scratch: Path) -> Iterator[tuple[Postgres, MarketServer]]:
     """A server on a PostgreSQL cluster of its own, which may be killed, paused and stopped."""
     folder = scratch / make_name()
     with Supervisor(folder) as supervisor:
+        # What is acknowledged must survive a kill of all its processes; fsync is for kills of the machine.
         postgres = choose_postgres(
-            "embedded", supervisor=supervisor, data_dir=folder / "seatrial-data" / "pg", durable=False
+            "embedded",
+            supervisor=supervisor,
+            data_dir=folder / "pgdata",
+            durable=False,
+            settings={"synchronous_commit": "on", "full_page_writes": "on"},
         )
         postgres.start()
         access = install(
