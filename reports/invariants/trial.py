@@ -29,35 +29,28 @@ def every_fault_landed(evidence: Evidence) -> Finding:
     for fault in evidence.plan.plan.faults:
         asked[fault.fault] = asked.get(fault.fault, 0) + fault.count
     lives = evidence.rows("""
-        SELECT fault_id, any_value(fault) AS fault, bool_or(state = 'landed') AS landed,
-            bool_or(state = 'landed' AND evidence::VARCHAR NOT IN ('{}', 'null')) AS proven,
-            bool_or(state = 'healed') AS healed,
-            any_value(evidence ->> 'why') FILTER (state = 'failed') AS why
-        FROM faults GROUP BY fault_id ORDER BY fault_id
-    """)
-    missed: list[dict[str, Any]] = []
-    for life in lives:
-        problem = (
-            None
-            if life["landed"] and life["proven"] and life["healed"]
-            else "never landed"
-            if not life["landed"]
-            else "landed without evidence"
-            if not life["proven"]
-            else "never healed"
+        SELECT fault_id, fault, CASE WHEN NOT landed THEN 'never landed' WHEN NOT proven THEN
+            'landed without evidence' WHEN NOT healed THEN 'never healed' END AS problem, why
+        FROM (
+            SELECT fault_id, any_value(fault) AS fault, bool_or(state = 'landed') AS landed,
+                bool_or(state = 'landed' AND evidence::VARCHAR NOT IN ('{}', 'null')) AS proven,
+                bool_or(state = 'healed') AS healed,
+                any_value(evidence ->> 'why') FILTER (state = 'failed') AS why
+            FROM faults GROUP BY fault_id
         )
-        if problem:
-            told = {"fault_id": life["fault_id"], "fault": life["fault"], "problem": problem}
-            missed.append(told | ({"why": life["why"]} if life["why"] else {}))
+        ORDER BY fault_id
+    """)
+    missed = [
+        {name: value for name, value in life.items() if value is not None}
+        for life in lives
+        if life["problem"]
+    ]
     for name, count in sorted(asked.items()):
         planned = sum(life["fault"] == name for life in lives)
         if planned < count:
             missed.append({"fault": name, "problem": f"{planned} of {count} were planned"})
-    return _doubt(
-        1 + max(len(lives), sum(asked.values())),
-        missed,
-        f"{len(missed)} faults, as {_story(missed)}" if missed else None,
-    )
+    examined = 1 + max(len(lives), sum(asked.values()))
+    return _doubt(examined, missed, f"{len(missed)} of {examined}, as {_story(missed)}" if missed else None)
 
 
 @invariant(group="trial", unit="stages, actions and phases", needs_state=False)
@@ -122,7 +115,8 @@ def canaries_are_caught(evidence: Evidence) -> Finding:
         ]
     finally:
         canary.close()
-    return _doubt(len(checkers), missed, f"{len(missed)} missed, as {_story(missed)}" if missed else None)
+    story = f"{len(missed)} of {len(checkers)} missed, as {_story(missed)}" if missed else None
+    return _doubt(len(checkers), missed, story)
 
 
 def _overlooks(canary: Evidence, known: Invariant) -> str | None:
@@ -167,7 +161,9 @@ def the_generator_kept_up(evidence: Evidence) -> Finding:
         total, late_ms = evidence.db.execute(
             "SELECT count(*), coalesce(quantile_cont(late_ms, 0.99), 0) FROM starts"
         ).fetchone() or (0, 0.0)
-        latest = evidence.rows(f"SELECT * FROM starts ORDER BY late_ms DESC LIMIT {WITNESS_MAX}")
+        latest = evidence.rows(
+            f"SELECT * FROM starts ORDER BY late_ms DESC, operation, attempt LIMIT {WITNESS_MAX}"
+        )
     finally:
         evidence.db.execute("DROP TABLE starts")
     seconds, busy = evidence.db.execute(
