@@ -23,7 +23,7 @@ from chaos.http_exchange import Exchange
 from chaos.http_framing import HEAD_BYTES_MAX, Body, FramingError, body_of, header, request_framing
 from chaos.http_messages import Reply, ReplyCollector, Request
 from chaos.http_reply import ReplyRelay
-from chaos.http_transport import Brake, reset
+from chaos.http_transport import Brake, meets_itself, reset
 from chaos.http_upstream import CONNECT_TIMEOUT_S, UpstreamConnection
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ class ClientConnection(asyncio.Protocol):
             self._proxy.refused += 1
             self.reset()
             return
-        if self.closed:
+        if self.closed or meets_itself(upstream.transport):
             upstream.transport.abort()
+            self.reset()
             return
         self._upstream = upstream
         self._take_inbox()

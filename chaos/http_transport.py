@@ -39,3 +39,11 @@ def reset(transport: asyncio.Transport) -> None:
     if connection is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
     transport.abort()
+
+
+def meets_itself(transport: asyncio.Transport) -> bool:
+    """Whether a connection to a port where nobody listens was given that very port as its source.
+
+    TCP then connects it to itself: it would echo the request, and keep the server from its port.
+    """
+    return bool(transport.get_extra_info("sockname") == transport.get_extra_info("peername"))

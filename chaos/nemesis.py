@@ -146,7 +146,11 @@ class Nemesis:
                 due_s = load_started_ns / 1e9 + injection.at_s - time.monotonic()
                 if self._stop.wait(max(0.0, due_s)):
                     return
-                act(injection)
+                try:
+                    act(injection)
+                except Exception as error:
+                    self._settle(injection, "failed", {"why": repr(error)})
+                    raise
         except Exception as error:  # noqa: BLE001  a thread has nobody above it: the trial reads `error`
             self._keep(error)
 
@@ -169,6 +173,11 @@ class Nemesis:
         """Inject a fault of a process and heal it."""
         fault = injection.made()
         assert isinstance(fault, ProcessFault)
+        try:
+            fault.check(self._world)
+        except FaultError as error:
+            self._settle(injection, "failed", {"why": str(error)})
+            return
         self._row(injection, "armed", {})
         with self._lock:
             self._in_effect[injection.fault_id] = injection
@@ -205,8 +214,13 @@ class Nemesis:
                 self._settle(injection, "failed", happened.evidence)
 
     def _proxy_lost(self) -> None:
-        if not self._stopped:
-            self._keep(ProxyError("the proxy has gone"))
+        if self._stop.is_set():
+            return
+        self._keep(ProxyError("the proxy has gone"))
+        with self._lock:
+            for injection in list(self._in_effect.values()):
+                if isinstance(injection.made(), RequestFault):
+                    self._settle(injection, "failed", {"why": "the proxy has gone"})
 
     # --- rows
 

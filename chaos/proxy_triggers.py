@@ -19,6 +19,8 @@ from chaos.http_messages import Evidence, Missed
 
 # A reply that takes longer than this is given up by the fault, and the fault takes another request.
 EXCHANGE_S_MAX = 60.0
+# ... and this is how long it may still take once the fault is being healed.
+HEAL_S_MAX = 5.0
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -81,6 +83,8 @@ class Triggers:
         waiting, self.waiting = self.waiting, []
         for armed in waiting:
             self._failed(armed)
+        for task in self._acting:
+            asyncio.get_running_loop().call_later(HEAL_S_MAX, task.cancel)
 
     async def _act(self, armed: Armed, exchange: Exchange) -> None:
         try:
@@ -97,7 +101,10 @@ class Triggers:
 
     def _over(self, task: asyncio.Task[None]) -> None:
         armed = self._acting.pop(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            armed.misses.append(f"no reply within {HEAL_S_MAX:.0f} s of healing")
+            self._failed(armed)
+        elif (error := task.exception()) is not None:
             armed.misses.append(repr(error))
             self._failed(armed)
             asyncio.get_running_loop().call_exception_handler({"message": armed.fault_id, "exception": error})

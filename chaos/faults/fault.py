@@ -68,6 +68,9 @@ class ProcessFault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     target: ClassVar[str]
 
+    def check(self, world: World) -> None:
+        """Raise FaultError when this world cannot have the fault; then nothing was done to it."""
+
     def inject(self, world: World) -> Evidence:
         """Break it; returns the evidence that it is broken, raises FaultError when it could not be."""
         raise NotImplementedError

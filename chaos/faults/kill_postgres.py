@@ -20,6 +20,9 @@ class KillPostgres(ProcessFault, frozen=True, kw_only=True, forbid_unknown_field
 
     target = "postgres"
 
+    def check(self, world: World) -> None:
+        _cluster(world)
+
     def inject(self, world: World) -> Evidence:
         postgres = _cluster(world)
         started = _started(world.admin_dsn)

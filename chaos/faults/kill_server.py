@@ -25,6 +25,9 @@ class KillServer(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fields=
     target = "server"
     server: Annotated[int, msgspec.Meta(ge=0)] = 0
 
+    def check(self, world: World) -> None:
+        self._child(world)
+
     def inject(self, world: World) -> Evidence:
         child = self._child(world)
         if not child.alive:

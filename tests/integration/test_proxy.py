@@ -191,7 +191,7 @@ def test_a_refused_upstream_is_a_reset(tmp_path: Path) -> None:
     with RecordingServer() as server, proxied(tmp_path, server) as proxy:
         server.stop_listening()
         # The reset may come as early as the end of the handshake.
-        with pytest.raises(ConnectionResetError), proxy.client() as client:
+        with pytest.raises(ConnectionResetError), proxy.client() as client:  # noqa: PT012
             client.sendall(trade("k"))
             client.recv(1)
         assert proxy.control.status()["refused"] == 1

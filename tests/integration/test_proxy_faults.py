@@ -348,6 +348,23 @@ def test_healing_sends_a_waiting_duplicate_at_once(proxy: Proxied, server: Recor
     assert [arrival.key for arrival in server.arrivals] == ["k1", "k1"]
 
 
+def test_healing_does_not_wait_for_ever_for_a_server_that_is_silent(
+    proxy: Proxied, server: RecordingServer
+) -> None:
+    never = threading.Event()
+    server.answer = lambda _: RESET if never.wait(3 * TIMEOUT_S) else FINE
+    arm(proxy, "drop_reply")
+    with proxy.client() as client:
+        client.sendall(trade("k1"))
+        server.await_arrivals(1)
+        proxy.control.heal()
+        assert is_reset(client)
+    never.set()
+    (failed,) = proxy.await_happened()
+    assert failed.event == "failed"
+    assert "of healing" in failed.evidence["why"]
+
+
 def test_the_proxy_heals_itself_when_nobody_controls_it_any_more(
     proxy: Proxied, server: RecordingServer
 ) -> None:
