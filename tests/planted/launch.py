@@ -15,6 +15,20 @@ import psycopg
 from reference_server.__main__ import main as reference_main
 
 HERE = Path(__file__).parent
+# patch_function(name, before, after): change a function's text, which must hold `before` exactly once.
+PATCH_FUNCTION = """
+CREATE FUNCTION pg_temp.patch_function(p_name regproc, p_before text, p_after text) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_text text := pg_get_functiondef(p_name);
+BEGIN
+    IF (length(v_text) - length(replace(v_text, p_before, ''))) / length(p_before) <> 1 THEN
+        RAISE EXCEPTION '% does not hold this text once: %', p_name, p_before;
+    END IF;
+    EXECUTE replace(v_text, p_before, p_after);
+END
+$$
+"""
 
 
 def planted_bugs() -> list[str]:
@@ -35,6 +49,7 @@ def apply_sql(name: str, arguments: list[str]) -> None:
     parser.add_argument("--dsn", required=True)
     dsn = parser.parse_known_args(arguments)[0].dsn
     with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(PATCH_FUNCTION)
         connection.execute(patch.read_text(encoding="utf-8").encode())
 
 
