@@ -164,6 +164,7 @@ async def serve(arguments: argparse.Namespace, listener: socket.socket, started:
                 access_log=False,
                 server_header=False,
                 date_header=False,
+                proxy_headers=False,  # nobody here reads the client's address
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=GRACEFUL_S,
