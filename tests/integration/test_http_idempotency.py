@@ -45,6 +45,19 @@ def assert_replays(reply: httpx.Response, first: httpx.Response) -> None:
     assert (reply.status_code, reply.content) == (first.status_code, first.content)
 
 
+def test_a_key_may_hold_any_visible_character(any_server: MarketServer) -> None:
+    visible = "".join(chr(n) for n in range(0x21, 0x7F))
+    keys = [visible, visible[::-1], '"', "\\", '\\"', "{}", "NULL", "null", "a,b", "'", "%s", "$1", "x" * 255]
+    with MarketClient(any_server) as client:
+        user, market = client.user(), client.market()
+        firsts = [client.trade(user, market, key=key) for key in keys]
+        assert [accepted(first)["marketVersion"] for first in firsts] == list(range(1, len(keys) + 1))
+        for key, first in zip(keys, firsts, strict=True):
+            assert_replays(client.trade(user, market, key=key), first)
+    stored = "SELECT array_agg(idempotency_key) FROM idempotency_keys WHERE user_id = %s"
+    assert set(question(any_server.database.admin_dsn, stored, user.user_id)) == set(keys)
+
+
 def test_first_use_executes_and_is_no_replay(any_server: MarketServer) -> None:
     with MarketClient(any_server) as client:
         user, market = client.user(), client.market()
