@@ -59,16 +59,11 @@ def make_replay(evidence: Evidence) -> None:
     trades: Columns = evidence.db.execute(TRADES).fetchnumpy()
     markets = evidence.rows(MARKETS)
     count = len(trades["trade_id"])
-    known: Columns = {
-        name: np.asarray(trades[name]) for name in ("trade_id", "market_id", "market_version", "sane")
-    }
-    replayed = known | _blank(count)
+    replayed: Columns = {name: np.asarray(trades[name]) for name in KEPT} | _blank(count)
     for market in markets:
         first, last = np.searchsorted(replayed["market_id"], [market["market_id"], market["market_id"] + 1])
         rows = slice(int(first), int(last))
-        part = {
-            name: np.asarray(trades[name][rows]) for name in ("outcome", "change", "pool_after_micro", "sane")
-        }
+        part = {name: np.asarray(trades[name][rows]) for name in USED}
         for name, values in _replay_market(market, part).items():
             replayed[name][rows] = values
     _make_table(evidence, "replayed", replayed)
@@ -76,17 +71,7 @@ def make_replay(evidence: Evidence) -> None:
 
 
 def _blank(count: int) -> Columns:
-    whole = (
-        "payout_micro",
-        "lowest_quantity",
-        "pool_low_micro",
-        "pool_high_micro",
-        "cost_micro",
-        "fee_micro",
-    )
-    columns: Columns = {
-        name: np.zeros(count, np.int64) for name in (*whole, "more_low_micro", "more_high_micro")
-    }
+    columns: Columns = {name: np.zeros(count, np.int64) for name in MODELLED}
     return columns | {f"price_{outcome}": np.full(count, np.nan) for outcome in range(OUTCOMES_MAX)}
 
 
