@@ -76,7 +76,8 @@ class ProxyControl:
 
     def status(self) -> dict[str, Any]:
         """The proxy's counters."""
-        return self._ask("status")
+        answer = self._ask("status")
+        return {name: value for name, value in answer.items() if name not in ("number", "time_ns")}
 
     def close(self) -> None:
         """End the connection, on which the proxy heals everything; idempotent."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-import psycopg
-
 from chaos.faults.fault import FaultError, ProcessFault, Seconds, World
+from chaos.faults.owner import owner_connection
 from chaos.http_messages import Evidence
 
 POLL_S = 0.002
@@ -37,35 +36,25 @@ class TerminateBackend(ProcessFault, frozen=True, kw_only=True, forbid_unknown_f
 
     def inject(self, world: World) -> Evidence:
         began = time.monotonic()
-        try:
-            with _connect(world.admin_dsn) as connection:
-                victim = None
-                while victim is None:
-                    idle_too = time.monotonic() - began >= self.active_s
-                    victim = connection.execute(TERMINATE, {"idle_too": idle_too}).fetchone()
-                    if victim is None and idle_too:
-                        raise FaultError("the application has no backend in this database")
-                    time.sleep(POLL_S)  # bounded by active_s; the condition is an active backend
-                pid, backend_start, state, name, gone = victim
-                row = connection.execute(STILL_THERE, [pid, backend_start]).fetchone()
-        except psycopg.Error as error:
-            raise FaultError(f"no backend could be terminated: {error}") from None
-        if not gone or row is None or row[0]:
+        victim = None
+        with owner_connection(world) as connection:
+            while victim is None:
+                idle_too = time.monotonic() - began >= self.active_s
+                victim = connection.execute(TERMINATE, {"idle_too": idle_too}).fetchone()
+                if victim is None and idle_too:
+                    raise FaultError("the application has no backend in this database")
+                time.sleep(POLL_S)  # bounded by active_s; the condition is an active backend
+            pid, backend_start, state, name, gone = victim
+            row = connection.execute(STILL_THERE, [pid, backend_start]).fetchone()
+        if not gone or row != (0,):
             raise FaultError(f"backend {pid} was still there {GONE_MS_MAX} ms after its termination")
         return {"pid": pid, "backend_start": backend_start, "state": state, "application": name, "gone": True}
 
     def heal(self, world: World, landed: Evidence) -> Evidence:
         del landed
-        try:
-            with _connect(world.admin_dsn) as connection:
-                row = connection.execute(
-                    f"SELECT count(*) FROM pg_stat_activity WHERE {APPLICATION}", {}
-                ).fetchone()
-        except psycopg.Error as error:
-            raise FaultError(f"PostgreSQL does not answer: {error}") from None
+        with owner_connection(world) as connection:
+            row = connection.execute(
+                f"SELECT count(*) FROM pg_stat_activity WHERE {APPLICATION}", {}
+            ).fetchone()
         assert row is not None
         return {"backends": row[0]}
-
-
-def _connect(dsn: str) -> psycopg.Connection[tuple[object, ...]]:
-    return psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="seatrial nemesis")
