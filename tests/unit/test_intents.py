@@ -13,6 +13,7 @@ from scenarios.history import Facts
 from scenarios.intents import MICRO, Intent, Trader, Venue
 from scenarios.plan import load_plan
 from scenarios.replies import AccountContent, Position
+from scenarios.venue import user_name
 
 VENUE = Venue(hot=1, side=2, outcomes=2, fee_bps=100)
 MIX = load_plan("quick").mix
@@ -200,3 +201,10 @@ def test_a_closed_side_market_is_named_in_the_history() -> None:
     assert trader().buy_on_side(closed=True).action == "buy_closed"
     open_buy = trader().buy_on_side(closed=False)
     assert (open_buy.action, open_buy.market) == ("buy_shares", 2)
+
+
+def test_a_user_has_the_same_name_in_every_run_of_a_seed() -> None:
+    names = [user_name(7, number) for number in range(20)]
+    assert names == [user_name(7, number) for number in range(20)]
+    assert names != [user_name(8, number) for number in range(20)]
+    assert len(set(names)) > 15
