@@ -251,7 +251,7 @@ class Engine:
     def _tell_every_second(self) -> None:
         """Print the counts, or in a worker send them to the master, for as long as this process lives."""
         while True:
-            gevent.sleep(1)
+            gevent.sleep(1)  # the beat of the live view, bounded by the life of this process
             if self._environment.parsed_options.worker:
                 assert self.crew is not None
                 runner = self._environment.runner

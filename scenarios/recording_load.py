@@ -110,9 +110,9 @@ def begin(environment: Any, **_: Any) -> None:
 
 def measure(runner: Any) -> None:
     """Count what happens between two instants, and end."""
-    gevent.sleep(WARM_UP_S)
+    gevent.sleep(WARM_UP_S)  # the length of the warm-up
     first = (time.monotonic(), time.process_time(), done)
-    gevent.sleep(SECONDS)
+    gevent.sleep(SECONDS)  # the length of the measurement
     seconds, cpu_s, requests = (
         now - then for now, then in zip((time.monotonic(), time.process_time(), done), first, strict=True)
     )
