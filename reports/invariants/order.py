@@ -36,7 +36,6 @@ FROM replies WHERE account_version IS NOT NULL AND owner IS NOT NULL
 """
 # Who wrote which version. `operations.end_ns` is null where no ok came; then only the invocation bounds it.
 WRITTEN = f"""
-CREATE TEMP TABLE ordered AS
 WITH effects AS (
     SELECT t.user_id, t.idempotency_key, t.transaction_id, coalesce(d.market_id, t.market_id) AS market_id,
         CASE WHEN t.kind = 'create_market' THEN 0 ELSE d.market_version END AS market_version
@@ -60,7 +59,6 @@ WHERE o.action = 'close_market' AND o.type <> 'fail' AND m.closed_version IS NOT
 QUALIFY count(*) OVER (PARTITION BY m.market_id) = 1
 """
 READ = f"""
-INSERT INTO ordered
 SELECT t.operation, t.action, t.invoke_ns, t.complete_ns, true, t.market_id, t.market_version,
     CASE WHEN t.account_version IS NOT NULL THEN a.account_id END, t.account_version
 FROM attempts AS t LEFT JOIN accounts AS a ON a.user_id = t.user_id AND a.kind = 'user_available'
@@ -104,10 +102,12 @@ def trades_are_strictly_serializable(evidence: Evidence) -> Finding:
     Reads take part as long as none went back: those that did are witnesses against themselves already, and
     what is left to judge is the order of the trades.
     """
-    evidence.db.execute("DROP TABLE IF EXISTS ordered")
-    evidence.db.execute(WRITTEN)
-    if not reads_never_go_back(evidence).violations:
-        evidence.db.execute(READ)
+    parts = [WRITTEN] if reads_never_go_back(evidence).violations else [WRITTEN, READ]
+    evidence.db.execute(
+        "CREATE OR REPLACE TEMP TABLE ordered AS SELECT *, row_number() OVER () - 1 AS number FROM ("
+        + " UNION ALL ".join(f"({part})" for part in parts)
+        + ")"
+    )
     breaches = _breaches(evidence)
     cycle = _cycle(evidence, breaches) if breaches else []
     never_was = finding(evidence, examined="SELECT 0", breaches=NEVER_WAS)
@@ -119,11 +119,11 @@ def trades_are_strictly_serializable(evidence: Evidence) -> Finding:
 
 
 def _breaches(evidence: Evidence) -> Breaches | None:
-    """The rows of `ordered`, numbered by their place in the table, through the search for an order."""
+    """The rows of `ordered`, by their number, through the search for an order."""
     table = evidence.db.execute(
         "SELECT invoke_ns, coalesce(end_ns, ?) AS end_ns, is_read, coalesce(market_id, -1) AS market_id,"
         " coalesce(market_version, -1) AS market_version, coalesce(account_id, -1) AS account_id,"
-        " coalesce(account_version, -1) AS account_version FROM ordered ORDER BY rowid",
+        " coalesce(account_version, -1) AS account_version FROM ordered ORDER BY number",
         [int(NEVER)],
     ).fetchnumpy()
     if not len(table["invoke_ns"]):
@@ -140,7 +140,7 @@ def _breaches(evidence: Evidence) -> Breaches | None:
 def _cycle(evidence: Evidence, breaches: Breaches) -> list[dict[str, Any]]:
     """The cycle as rows, each saying why it comes before the next, the last before the first."""
     rows = [
-        evidence.rows("SELECT * EXCLUDE (is_read) FROM ordered WHERE rowid = ?", number)[0]
+        evidence.rows("SELECT * EXCLUDE (is_read, number) FROM ordered WHERE number = ?", number)[0]
         for number in breaches.cycle
     ]
     told = []
