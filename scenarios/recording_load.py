@@ -27,7 +27,7 @@ from scenarios.wire import resolve
 VARIANT = os.environ["SEATRIAL_COST_VARIANT"]
 SECONDS = float(os.environ["SEATRIAL_COST_SECONDS"])
 OUT = Path(os.environ["SEATRIAL_COST_OUT"])
-WARM_UP_S = 1.0
+WARM_UP_S = min(1.0, SECONDS)
 PATIENCE_S = 10.0
 INTENT = trade("buy_shares", 1, 0, "buy", shares_micro=1_000_000)
 
