@@ -76,7 +76,7 @@ def examine(evidence: Evidence, known: Invariant) -> InvariantResult:
         try:
             finding = known.check(evidence)
         except Exception as error:  # noqa: BLE001  a crashed checker is inconclusive, never pass, never fatal
-            detail = "the check crashed: " + traceback.format_exception_only(error)[-1].strip()
+            detail = "the check crashed: " + crash(error)
         else:
             examined, violations = finding.examined, finding.violations
             witness = [plain(row) for row in finding.witness[:WITNESS_MAX]]
@@ -97,6 +97,13 @@ def examine(evidence: Evidence, known: Invariant) -> InvariantResult:
         witness=witness,
         detail=detail or remark,
     )
+
+
+def crash(error: Exception) -> str:
+    """The first line of an error, and where it came from."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    message = traceback.format_exception_only(error)[-1].strip().split("\n", 1)[0]
+    return f"{message} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def plain(value: Any) -> Any:
