@@ -1,2 +1,2 @@
 -- A market was closed before its last trade.
-UPDATE markets SET closed_version = version - 1 WHERE status = 'closed';
+UPDATE markets SET closed_version = version - 2 WHERE status = 'closed';

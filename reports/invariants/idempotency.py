@@ -68,16 +68,21 @@ def a_key_applies_once(evidence: Evidence) -> Finding:
         evidence,
         examined="SELECT count(*) FROM asked",
         breaches="""
-            SELECT user_id, idempotency_key AS key, count(*) FILTER (what = 't') AS transactions,
-                count(*) FILTER (what = 'd') AS trades,
-                list_sort(list(DISTINCT transaction_id)) AS transaction_ids
-            FROM (
-                SELECT 't' AS what, user_id, idempotency_key, transaction_id FROM transactions
+            WITH effects AS (
+                SELECT 't' AS what, user_id, idempotency_key AS key, transaction_id FROM transactions
+                WHERE idempotency_key IS NOT NULL
                 UNION ALL
                 SELECT 'd', user_id, idempotency_key, transaction_id FROM trades
+                WHERE idempotency_key IS NOT NULL
+            ),
+            suspects AS (  -- by a number first: grouping a million pairs of texts takes four times as long
+                SELECT what, hash(user_id, key) AS place FROM effects GROUP BY ALL HAVING count(*) > 1
             )
-            WHERE idempotency_key IS NOT NULL
-            GROUP BY user_id, idempotency_key HAVING transactions > 1 OR trades > 1
+            SELECT user_id, key, count(*) FILTER (what = 't') AS transactions,
+                count(*) FILTER (what = 'd') AS trades,
+                list_sort(list(DISTINCT transaction_id)) AS transaction_ids
+            FROM effects WHERE hash(user_id, key) IN (SELECT place FROM suspects)
+            GROUP BY user_id, key HAVING transactions > 1 OR trades > 1
         """,
     )
 

@@ -48,14 +48,17 @@ def test_the_golden_run_breaks_nothing(tmp_path: Path) -> None:
 
 def test_a_key_that_pays_twice_is_seen(tmp_path: Path) -> None:
     run = golden_run()
-    key, account = funding(run)["key"], run.books.account("user_available", user_id="u1")
-    first = next(row for row in run.rows("transactions") if row["idempotency_key"] == key)
-    second = run.books.fund("admin", key, account["account_id"], 200_000_000)
+    op = run.fund("u1", 5_000_000)
+    key, account = op.row["key"], run.books.account("user_available", user_id="u1")
+    run.invoke(op)
+    run.execute(op)
+    second = run.books.fund("admin", key, account["account_id"], 5_000_000)["transaction_id"]
+    run.complete(op)
     found = findings(run, tmp_path)
     assert broken(found) == ["a_key_applies_once"]
-    ids = [first["transaction_id"], second["transaction_id"]]
+    ids = [second - 1, second]
     witness = {"user_id": "admin", "key": key, "transactions": 2, "trades": 0, "transaction_ids": ids}
-    assert found["a_key_applies_once"] == Finding(examined=31, violations=1, witness=[witness])
+    assert found["a_key_applies_once"] == Finding(examined=32, violations=1, witness=[witness])
 
 
 def test_an_acknowledged_operation_that_is_lost_is_seen(tmp_path: Path) -> None:
