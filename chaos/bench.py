@@ -24,6 +24,7 @@ import httpx
 import msgspec
 import psycopg
 
+from chaos.ports import free_port
 from chaos.postgres import choose_postgres
 from chaos.supervisor import Supervisor
 from chaos.target import (
@@ -31,7 +32,6 @@ from chaos.target import (
     Access,
     await_healthy,
     create_database,
-    free_port,
     install,
     spawn_server,
 )

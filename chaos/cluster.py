@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -16,10 +14,6 @@ from chaos.processes import POLL_S
 USER = "seatrial"
 # Recovery replays at most max_wal_size; a disk that needs longer than this for it is no place to test on.
 ANSWER_TIMEOUT_S = 60.0
-
-# Below every ephemeral range: a client that keeps connecting to a dead server's port may otherwise be
-# given that very port as its source, connect to itself, and keep the server from listening again.
-_PORTS = range(20_000, 32_000)
 
 
 class PostgresError(Exception):
@@ -98,23 +92,6 @@ def settings(*, durable: bool) -> dict[str, str]:
 def options(settings: dict[str, str]) -> list[str]:
     """Settings as arguments of the postgres program."""
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now, outside the kernel's ephemeral range.
-
-    Begins where this process's pid says, so that clusters starting at once seldom try the same one.
-    """
-    for step in range(len(_PORTS)):
-        port = _PORTS[(os.getpid() * 37 + step) % len(_PORTS)]
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise PostgresError(f"no free port from {_PORTS.start} to {_PORTS.stop - 1} on 127.0.0.1")
 
 
 def local_dsn(*, port: int, password: str) -> str:

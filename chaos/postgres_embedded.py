@@ -31,12 +31,12 @@ from chaos.cluster import (
     USER,
     PostgresError,
     await_answer,
-    free_port,
     local_dsn,
     options,
     settings,
 )
 from chaos.data_folder import SCRATCH_PREFIX, make_data_folder
+from chaos.ports import free_port
 from chaos.postgres_binaries import find_binaries, server_account
 from chaos.processes import Identity, identify, is_alive, kill_trees, send, wait_gone, wait_until
 from chaos.supervisor import Child, Supervisor, SupervisorError

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from chaos.ports import port_is_free
 from chaos.postgres import choose_postgres
 from chaos.supervisor import Supervisor
 from chaos.target import (
@@ -18,7 +19,6 @@ from chaos.target import (
     await_healthy,
     create_database,
     install,
-    port_is_free,
     spawn_server,
     tail,
 )

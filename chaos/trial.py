@@ -27,6 +27,7 @@ import msgspec
 import psycopg
 
 from chaos.nemesis import Nemesis
+from chaos.ports import free_port
 from chaos.postgres import Postgres, choose_postgres
 from chaos.proxy_control import ProxyControl
 from chaos.sampler import Sampler
@@ -37,7 +38,6 @@ from chaos.target import (
     TargetError,
     await_healthy,
     create_database,
-    free_port,
     install,
     spawn_server,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from chaos.cluster import free_port
+from chaos.ports import free_port
 from chaos.supervisor import Child, Supervisor
 from chaos.target import REFERENCE_COMMAND, await_healthy
 from tests.conftest import MarketDatabase

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from chaos.ports import free_port
 from chaos.proxy_control import Happened, ProxyControl
 from chaos.supervisor import Child, Supervisor
-from chaos.target import free_port
 from tests.integration.recording_server import RecordingServer
 
 TIMEOUT_S = 10.0

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from chaos.target import free_port
+from chaos.ports import free_port
 from reports.books import VIEWS
 from reports.export import ExportError, export_state
 from tests.conftest import MarketDatabase

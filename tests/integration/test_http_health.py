@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from chaos.cluster import free_port
+from chaos.ports import free_port
 from chaos.supervisor import Supervisor
 from chaos.target import REFERENCE_COMMAND
 from tests.conftest import MarketDatabase

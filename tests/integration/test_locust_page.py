@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from chaos.cluster import free_port
+from chaos.ports import free_port
 from scenarios.history import MONEY_ACTIONS
 from scenarios.plan import read_run_plan
 from tests.integration.market_server import MarketServer

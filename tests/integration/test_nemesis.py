@@ -15,10 +15,10 @@ import pytest
 from chaos.child import Child
 from chaos.cluster import Postgres
 from chaos.nemesis import Nemesis
+from chaos.ports import free_port
 from chaos.processes import wait_until
 from chaos.proxy_control import ProxyControl
 from chaos.supervisor import Supervisor
-from chaos.target import free_port
 from scenarios.history import FaultRow, read_rows
 from scenarios.plan import FaultPlan, Plan, Stage
 from tests.integration.proxied import Proxied, proxied, trade

@@ -17,6 +17,7 @@ import pytest
 from chaos.child import Child
 from chaos.cluster import Postgres
 from chaos.faults import FaultError, ProcessFault, make_fault
+from chaos.ports import free_port
 from chaos.postgres import choose_postgres
 from chaos.processes import Identity, identify, is_alive, wait_until
 from chaos.proxy_control import ProxyControl
@@ -26,7 +27,6 @@ from chaos.target import (
     TargetError,
     await_healthy,
     create_database,
-    free_port,
     install,
     spawn_server,
 )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from chaos.ports import free_port
 from chaos.proxy_control import ProxyControl, ProxyError
-from chaos.target import free_port
 from tests.integration.proxied import Proxied, is_reset, proxied, receive, receive_all, trade
 from tests.integration.recording_server import RESET, Arrival, RecordingServer, ok
 
