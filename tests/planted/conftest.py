@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-PLAN = Path(__file__).parent / "plan.toml"
+HERE = Path(__file__).parent
+PLAN = HERE / "plan.toml"
 AT_ONCE = 3  # a run mostly waits; more of them would make each other late
 RUN_DEADLINE_S = 180
 
@@ -42,14 +43,15 @@ class Judged:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents:
+        if HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)
 
 
-def run_planted(name: str, runs: Path, data: Path, plan: Path = PLAN) -> Judged:
-    """A whole run against the reference server with this bug."""
+def run_planted(name: str, runs: Path, data: Path) -> Judged:
+    """A whole run against the reference server with this bug, by a plan of its own where it has one."""
+    own_plan = HERE / f"{name}.toml"
+    plan = own_plan if own_plan.is_file() else PLAN
     server = shlex.join([sys.executable, "-m", "tests.planted.launch", name])
     command = [sys.executable, str(PROJECT / "seatrial.py"), "run", "--plan", str(plan), "--seed", "1"]
     command += ["--postgres", "embedded", "--server-command", server, "--runs", str(runs / name)]
