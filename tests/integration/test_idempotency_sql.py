@@ -291,6 +291,22 @@ def test_one_key_in_two_transactions_at_once_is_one_trade(
     desk.assert_books_agree()
 
 
+def test_batches_of_different_users_on_one_market_follow_each_other(
+    desk: Desk, others: tuple[Connection, Connection], threads: ThreadPoolExecutor
+) -> None:
+    market = desk.market()
+    others[0].autocommit = True
+    for number in range(40):
+        answers = at_once(
+            threads,
+            partial(execute_batch, others[0], market, [Order("ann", f"{number}", shares=SHARE)] * 2),
+            partial(execute_batch, others[1], market, [Order("bob", f"{number}", 1, shares=SHARE)] * 2),
+        )
+        assert [answer.status for batch in answers for answer in batch] == [200] * 4
+    assert desk.row("SELECT count(*), max(market_version) FROM trades") == (80, 80)
+    desk.assert_books_agree()
+
+
 @pytest.mark.parametrize("markets", [1, 2])
 def test_batches_with_common_users_in_opposite_order_do_not_deadlock(
     desk: Desk, others: tuple[Connection, Connection], threads: ThreadPoolExecutor, markets: int
