@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import command_line  # noqa: F401  the same fixture
+
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 PLAN = HERE / "plan.toml"
@@ -35,6 +37,11 @@ class Judged:
     def broken(self) -> set[str]:
         """The invariants that the run found broken."""
         return {one["name"] for one in self.verdict["invariants"] if one["result"] == "broken"}
+
+    @property
+    def doubted(self) -> set[str]:
+        """The invariants that the run could not decide."""
+        return {one["name"] for one in self.verdict["invariants"] if one["result"] == "inconclusive"}
 
     def invariant(self, name: str) -> dict[str, Any]:
         """One invariant's result."""

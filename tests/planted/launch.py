@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 
 from reference_server.__main__ import main as reference_main
+from reports.invariants.registry import load_registry
 
 HERE = Path(__file__).parent
 # patch_function(name, before, after): change a function's text, which must hold `before` exactly once.
@@ -32,12 +33,9 @@ $$
 
 
 def planted_bugs() -> list[str]:
-    """The invariants that have a planted bug."""
-    apart = {"__init__", "launch", "conftest", "runs"}
-    files = [*HERE.glob("*.sql"), *HERE.glob("*.py")]
-    return sorted(
-        {path.stem for path in files if path.stem not in apart and not path.stem.startswith("test_")}
-    )
+    """The invariants that have a planted bug: those that a file is named after."""
+    named = {path.stem for path in HERE.iterdir() if path.suffix in (".sql", ".py", ".toml")}
+    return [known.name for known in load_registry() if known.name in named]
 
 
 def apply_sql(name: str, arguments: list[str]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 
 import psycopg
 
 from reference_server.headers import RequestHeaders
 from reference_server.problem import Problem
+from tests.planted.arguments import dsn_of_server
 
 WARM_UP_S = 4.0
 
@@ -23,9 +22,7 @@ def has_markets(dsn: str) -> bool:
 
 def plant() -> None:
     """Refuse everybody for a while after a restart."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--dsn", required=True)
-    if not has_markets(parser.parse_known_args(sys.argv)[0].dsn):
+    if not has_markets(dsn_of_server()):
         return
     warm_s = time.monotonic() + WARM_UP_S
     token = RequestHeaders.token
