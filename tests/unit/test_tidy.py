@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from reports.invariants.registry import Invariant, load_registry
+
 PROJECT = Path(__file__).resolve().parents[2]
 CODE = ("reference_server", "scenarios", "chaos", "reports")
 TOP_LEVEL = {
@@ -116,3 +118,23 @@ def test_a_sleep_says_what_bounds_it() -> None:
                 if "#" not in around and not re.search(r"while .*(?:deadline|<)|deadline|timeout", around):
                     silent.append(f"{named(path)}, line {number + 1}: {line.strip()}")
     assert silent == []
+
+
+def invariant_name(known: Invariant) -> str:
+    return known.name
+
+
+@pytest.mark.parametrize("known", load_registry(), ids=invariant_name)
+def test_an_invariant_has_all_its_proofs(known: Invariant) -> None:
+    """A golden pair, a canary, a planted bug and a place in the docs."""
+    tests = PROJECT / "tests"
+    golden = "".join(path.read_text() for path in (tests / "unit").glob("test_invariants_*.py"))
+    planted = "".join(path.read_text() for path in (tests / "planted").glob("test_*.py"))
+    patches = [path for path in (tests / "planted").glob(f"{known.name}.*") if path.suffix != ".pyc"]
+    canary = PROJECT / "reports" / "canaries" / f"{known.name}.sql"
+
+    assert known.statement.endswith((".", ":"))
+    assert golden.count(known.name) >= 2, "no golden pair"
+    assert patches or known.name in planted, "no planted bug"
+    assert canary.is_file() == (known.group != "trial"), "no canary"
+    assert f"`{known.name}`" in (PROJECT / "docs" / "verdict.md").read_text(), "not in the docs"
