@@ -9,6 +9,7 @@ n log n. Exit 1 when a verdict is not pass, or when the target is missed at its 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -16,12 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from reports.evidence import open_evidence
+from reports.evidence import Evidence, open_evidence
 from reports.invariants.registry import load_registry
 from reports.judge import examine, judge
+from reports.latency import make_answered, read_latency
 from reports.synthetic import write_run
 
 TARGET_OPERATIONS = 1_000_000
@@ -55,9 +58,8 @@ def main() -> int:
             before_s, fine = measure(run, operations, before_s)
             kept = kept and fine
             if asked.checks and operations == asked.operations:
-                seconds = in_child("--time-checks", run)
-                for name, check_s in sorted(seconds.items(), key=lambda item: -item[1]):
-                    print(f"    {check_s:8.2f} s  {name}")
+                for name, (check_s, cpu_s) in in_child("--time-checks", run).items():
+                    print(f"{'':12} {check_s:8.2f} {'':7} {cpu_s:8.2f} {'':8}  {name}")
     print(f"target: {TARGET_OPERATIONS:,} operations in < {TARGET_S:.0f} s and < {TARGET_BYTES >> 30} GiB")
     return 0 if kept else 1
 
@@ -100,15 +102,21 @@ def time_judge(run: Path) -> dict[str, Any]:
     return {"verdict": verdict.verdict, "reasons": verdict.reasons, "peak_bytes": peak_bytes, "cpu_s": cpu_s}
 
 
-def time_checks(run: Path) -> dict[str, float]:
-    """Seconds of opening the evidence and of each check."""
-    started_s = time.monotonic()
-    evidence = open_evidence(run)
-    seconds = {"(reading the run)": time.monotonic() - started_s}
+def time_checks(run: Path) -> dict[str, list[float]]:
+    """Seconds, and CPU seconds of all threads, of opening the evidence and of each check."""
+    seconds: dict[str, list[float]] = {}
+
+    def timed(name: str, work: Callable[[], object]) -> None:
+        started_s, cpu_s = time.monotonic(), time.process_time()
+        work()
+        seconds[name] = [time.monotonic() - started_s, time.process_time() - cpu_s]
+
+    opened: list[Evidence] = []
+    timed("(reading the run)", lambda: opened.append(open_evidence(run)))
+    evidence = opened[0]
     for known in load_registry():
-        started_s = time.monotonic()
-        examine(evidence, known)
-        seconds[known.name] = time.monotonic() - started_s
+        timed(known.name, functools.partial(examine, evidence, known))
+    timed("(latencies)", lambda: (read_latency(evidence)))
     evidence.close()
     return seconds
 
