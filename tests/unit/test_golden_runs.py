@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
+import msgspec
 import pytest
 
 from reports.evidence import Evidence, open_evidence
@@ -48,7 +49,7 @@ def test_an_invariant_has_a_golden_run_that_breaks_it(known: Invariant) -> None:
 
 
 def test_every_row_of_the_golden_run_is_one_that_a_writer_writes(run: Path) -> None:
-    kinds = {"header": Header, "invoke": Invoke, "end": End}
+    kinds: dict[str, type[msgspec.Struct]] = {"header": Header, "invoke": Invoke, "end": End}
     for line in (run / "history" / "load-0.jsonl").read_text().splitlines():
         kind = line.split('"type":"')[1].split('"')[0]
         single = run / "single.jsonl"
