@@ -6,6 +6,7 @@
 --
 -- Plans here are cached for as long as a pooled connection lives, and tables grow by a million rows an hour:
 -- sequential scans and hash or merge joins are off, so that a plan made on an empty table stays good.
+-- Generic plans at once: otherwise the statements with arrays are planned anew in every call, for nothing.
 
 CREATE TYPE trade_quote AS (
     code text,      -- null: it can be done
@@ -259,6 +260,7 @@ CREATE FUNCTION execute_trade_batch(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = public, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
