@@ -49,7 +49,7 @@ def choose_postgres(
 def _docker_or_embedded() -> tuple[str, str]:
     """Which of the two this machine can have, and why."""
     # Docker's client is slow to import, and not needed by who asks for the embedded server.
-    from chaos.postgres_docker import engine_trouble, image_name, image_trouble
+    from chaos.docker_engine import engine_trouble, image_name, image_trouble
 
     image = image_name()
     trouble = engine_trouble() or image_trouble(image)

@@ -12,77 +12,38 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import requests
-from docker.errors import APIError, DockerException, ImageNotFound
+import psutil
+from docker.errors import APIError
 from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.config import testcontainers_config
-from testcontainers.core.docker_client import DockerClient, get_docker_host
+from urllib3.exceptions import HTTPError
 
-from chaos.cluster import USER, PostgresError, await_answer, free_port, local_dsn, options, settings
-from chaos.processes import Identity, descendants, identify, wait_gone
-from chaos.supervisor import Child, Supervisor, SupervisorError
+from chaos.cluster import USER, PostgresError, await_answer, local_dsn, options, settings
+from chaos.docker_engine import (
+    ENGINE_ERRORS,
+    ENGINE_TIMEOUT_S,
+    engine_trouble,
+    image_name,
+    image_trouble,
+    said_by,
+)
+from chaos.ports import free_port
+from chaos.processes import Identity, descendants, identify, is_alive, wait_gone, wait_until
+from chaos.supervisor import Supervisor
 
-IMAGE_VARIABLE = "SEATRIAL_POSTGRES_IMAGE"
 HOST_NETWORK_VARIABLE = "SEATRIAL_DOCKER_HOST_NETWORK"
-OFFICIAL_IMAGE = "postgres:18"
-_DEFAULT_HOST = "unix:///var/run/docker.sock"
 _PORT_INSIDE = 5432
-_ENGINE_TIMEOUT_S = 60
-_PING_TIMEOUT_S = 3
-_PULL_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 30
+_LAST_WORDS_S = 10.0
 _CONFLICT = 409
-
-
-def image_name() -> str:
-    return os.environ.get(IMAGE_VARIABLE) or OFFICIAL_IMAGE
-
-
-def engine_trouble() -> str | None:
-    """Why no Docker engine of this machine can be used, None when one answers."""
-    host = get_docker_host() or _DEFAULT_HOST
-    # Docker's client would leave its socket open when nobody listens, and say less.
-    if host.startswith("unix://") and not _somebody_listens(host.removeprefix("unix://")):
-        return f"no Docker engine answers at {host}"
-    try:
-        client = DockerClient(timeout=_PING_TIMEOUT_S).client
-    except (DockerException, requests.RequestException) as error:
-        return f"no Docker engine answers ({_first_line(error)})"
-    url = urlsplit(client.api.base_url)
-    client.close()
-    # A socket is `http+docker`; over ssh the name of the host is `ssh`.
-    local = (
-        url.hostname != "ssh" if url.scheme == "http+docker" else url.hostname in ("127.0.0.1", "localhost")
-    )
-    return None if local else f"the Docker engine at {url.hostname} is another machine's"
-
-
-def image_trouble(image: str) -> str | None:
-    """Why a container cannot be made from this image, None when it is here or was pulled just now."""
-    client = DockerClient(timeout=_ENGINE_TIMEOUT_S).client
-    try:
-        client.images.get(image)
-    except ImageNotFound:
-        return _pull_trouble(client, image)
-    except (DockerException, requests.RequestException) as error:
-        return f"the Docker engine refuses ({_first_line(error)})"
-    finally:
-        client.close()
-    return None
-
-
-def _somebody_listens(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(_PING_TIMEOUT_S)
-        return probe.connect_ex(path) == 0
 
 
 class DockerPostgres:
@@ -104,7 +65,8 @@ class DockerPostgres:
         self._name = f"seatrial-{secrets.token_hex(6)}"
         self._port = free_port()
         self._server: PostgresContainer | None = None
-        self._follower: Child | None = None
+        self._copying: threading.Thread | None = None
+        self._pid = 0
         self._first: Identity | None = None
         self._paused = False
         self._undo_number = 0
@@ -122,14 +84,15 @@ class DockerPostgres:
         if trouble := engine_trouble() or image_trouble(image):
             raise PostgresError(f"--postgres docker: {trouble}")
         # The removal is on file before there is something to remove.
-        command = [sys.executable, "-m", "chaos.container", "remove", self._name]
+        command = [sys.executable, "-m", "chaos.remove_container", self._name]
         self._undo_number = self._supervisor.undo_run(command)
         began_s = time.time()
         try:
             with _refusals(f"a container of {image}"):
                 self._server = self._container(image)
                 self._server.start()
-            self._await_answer(began_s)
+            self._follow(began_s)
+            self._await_answer()
         except PostgresError:
             self.stop()
             raise
@@ -139,20 +102,18 @@ class DockerPostgres:
         if self._server is None:
             return
         self.resume()
-        self._expect_end()
         container = self._server._container
         with _refusals("stopping the container"):
             if container is not None:
                 container.stop(timeout=_STOP_TIMEOUT_S)
+            self._hear_last_words()
             self._server.stop()
-        self._end_follower()
         self._supervisor.undo.done(self._undo_number)
         self._server = self._first = None
 
     def kill(self) -> None:
         """SIGKILL the container's first process: the kernel ends all others with it."""
         container = self._wrapped()
-        self._expect_end()
         processes = self._processes()
         with _refusals("killing the container"):
             try:
@@ -160,10 +121,10 @@ class DockerPostgres:
             except APIError as error:
                 if error.status_code != _CONFLICT:  # it had ended before
                     raise
-            container.wait(timeout=_ENGINE_TIMEOUT_S, condition="not-running")
+            container.wait(timeout=ENGINE_TIMEOUT_S, condition="not-running")
         if left := wait_gone(processes, timeout_s=10.0):
             raise PostgresError(f"SIGKILL did not end process {left[0].pid} of PostgreSQL within 10 s")
-        self._end_follower()
+        self._hear_last_words()
         self._paused = False
 
     def restart_after_kill(self) -> float:
@@ -171,12 +132,14 @@ class DockerPostgres:
         container = self._wrapped()
         began, began_s = time.monotonic(), time.time()
         with _refusals("starting the container again"):
-            if self._follower is not None and not self._follower.alive:
-                # Its output ends a moment before the engine knows, and would take a start for done.
-                container.wait(timeout=_ENGINE_TIMEOUT_S, condition="not-running")
+            if self._first is not None and not is_alive(self._first):
+                # The engine learns of it a moment later, and would until then take the start for done.
+                wait_until(lambda: _first_pid(container) != self._pid, timeout_s=5.0)
+                self._hear_last_words()
             container.start()
         self._paused = False
-        self._await_answer(began_s)
+        self._follow(began_s)
+        self._await_answer()
         return time.monotonic() - began
 
     def pause(self) -> None:
@@ -207,7 +170,7 @@ class DockerPostgres:
             password=self._password,
             dbname="postgres",
             driver=None,
-            docker_client_kw={"timeout": _ENGINE_TIMEOUT_S},
+            docker_client_kw={"timeout": ENGINE_TIMEOUT_S},
         )
         # The default of 64 MB shared memory is less than parallel queries may take.
         server.with_kwargs(shm_size="256m", **({"network": "host"} if self._host_network else {}))
@@ -222,42 +185,47 @@ class DockerPostgres:
             raise PostgresError("PostgreSQL was never started")
         return self._server.get_wrapped_container()
 
-    def _await_answer(self, began_s: float) -> None:
-        """Follow the container's log and ask until it answers; began_s is a Unix time before its start."""
+    def _await_answer(self) -> None:
+        """Ask until it answers, or the container has ended."""
         container = self._wrapped()
-        follower = self._follower
-        if follower is None or not follower.alive:
-            command = [sys.executable, "-m", "chaos.container", "follow", self._name, str(began_s)]
-            try:
-                follower = self._follower = self._supervisor.spawn("postgres", command)
-            except SupervisorError as error:
-                raise PostgresError(str(error)) from None
 
         def given_up() -> str | None:
-            if follower.alive:
-                return None
-            return f"PostgreSQL in the container ended at once:\n{follower.log_tail()}"
+            with _refusals("looking at the container"):
+                container.reload()
+                if container.status == "running":
+                    return None
+                said = container.logs(tail=10).decode(errors="replace")
+            return f"PostgreSQL in the container ended at once:\n{said}"
 
         self.version = await_answer(self.dsn, given_up=given_up)
         with _refusals("looking at the container"):
-            container.reload()
-        self._first = identify(container.attrs["State"]["Pid"])
+            self._pid = _first_pid(container)
+        self._first = _postgres_process(self._pid)
+
+    def _follow(self, began_s: float) -> None:
+        """Copy what the container says from a Unix time on, until it ends, to the run's logs."""
+        if self._copying is not None and self._copying.is_alive():
+            return
+        with _refusals("the container's log"):
+            output = self._wrapped().logs(stream=True, follow=True, since=began_s)
+        self._copying = threading.Thread(
+            target=_copy,
+            args=(output, self._supervisor.logs / "postgres.log"),
+            name="postgres log",
+            daemon=True,
+        )
+        self._copying.start()
+
+    def _hear_last_words(self) -> None:
+        """The container has ended: wait until its log is complete, while it is there and has no next life."""
+        if self._copying is not None:
+            self._copying.join(_LAST_WORDS_S)
 
     def _processes(self) -> list[Identity]:
         """What runs in the container; empty where the engine's processes are another system's."""
         if self._first is None or identify(self._first.pid) != self._first:
             return []
         return [self._first, *descendants(self._first.pid)]
-
-    def _expect_end(self) -> None:
-        if self._follower is not None:
-            self._follower.expected_to_end = True
-
-    def _end_follower(self) -> None:
-        """It ends by itself once it has copied the container's last words."""
-        if self._follower is not None:
-            self._follower.wait(2.0)
-            self._follower.terminate()
 
 
 class _Server(PostgresContainer):  # type: ignore[misc]
@@ -272,24 +240,30 @@ def _refusals(what: str) -> Iterator[None]:
     """What Docker's client raises, as a PostgresError."""
     try:
         yield
-    except (DockerException, requests.RequestException) as error:
-        raise PostgresError(f"{what}: {_first_line(error)}") from None
+    except ENGINE_ERRORS as error:
+        raise PostgresError(f"{what}: {said_by(error)}") from None
 
 
-def _pull_trouble(client: Any, image: str) -> str | None:
-    repository, _, tag = image.partition(":") if "/" not in image.rpartition(":")[2] else (image, "", "")
-    deadline = time.monotonic() + _PULL_TIMEOUT_S
+def _first_pid(container: Any) -> int:
+    """The engine's pid of the container's first process, 0 when the container does not run."""
+    container.reload()
+    return int(container.attrs["State"]["Pid"])
+
+
+def _postgres_process(pid: int) -> Identity | None:
+    """The process of this pid if it is PostgreSQL's: an engine in a virtual machine counts its own pids."""
     try:
-        for said in client.api.pull(repository, tag=tag or "latest", stream=True, decode=True):
-            if "error" in said:
-                return f"the image {image} is not here and cannot be pulled ({said['error']})"
-            if time.monotonic() > deadline:
-                return f"the image {image} is not here and was not pulled within {_PULL_TIMEOUT_S:.0f} s"
-    except (DockerException, requests.RequestException) as error:
-        return f"the image {image} is not here and cannot be pulled ({_first_line(error)})"
-    return None
+        ours = psutil.Process(pid).name() == "postgres"
+    except psutil.Error:
+        return None
+    return identify(pid) if ours else None
 
 
-def _first_line(error: Exception) -> str:
-    said = getattr(error, "explanation", None) or str(error)
-    return (str(said).strip().splitlines() or [type(error).__name__])[0]
+def _copy(output: Iterator[bytes], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab", buffering=0) as log:
+        try:
+            for said in output:
+                log.write(said)
+        except (*ENGINE_ERRORS, HTTPError, OSError) as error:
+            log.write(f"the engine ended this log: {said_by(error)}\n".encode())

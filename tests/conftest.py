@@ -15,8 +15,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from chaos.docker_engine import engine_trouble, image_name, image_trouble
 from chaos.postgres import DSN_VARIABLE, Postgres, choose_postgres
-from chaos.postgres_docker import engine_trouble, image_name, image_trouble
 from chaos.supervisor import Supervisor
 from chaos.target import REFERENCE_COMMAND, Access, create_database, install
 

@@ -15,9 +15,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from chaos.cluster import redacted
+from chaos.docker_engine import image_name
 from chaos.postgres import DSN_VARIABLE, Postgres, PostgresError, choose_postgres
 from chaos.postgres_binaries import Account, find_binaries, server_account
-from chaos.postgres_docker import image_name
 from chaos.supervisor import Supervisor
 
 NOWHERE = "postgresql://someone:swordfish@127.0.0.1:{port}/market"
