@@ -1,15 +1,18 @@
 """The sequencer: one queue per market and process, which turns many trades into few transactions.
 
 1. A trade joins its market's queue and waits for its reply.
-2. While fewer than IN_FLIGHT_MAX batches of the market are being executed, everything queued (at most
-   BATCH_MAX) goes off as one batch, at the end of the event loop's present turn: at once when idle.
+2. When the market is idle, everything queued (at most BATCH_MAX) goes off as one batch, at the end of the
+   event loop's present turn. While one batch is being executed a second goes off as soon as it is at least
+   half as large.
 3. Otherwise it waits; the trades that arrive while a batch commits are the next batch.
 4. A batch that fails for a reason nobody foresaw is rolled back, and its trades run one at a time, in order:
    one poison trade cannot hurt the others.
 5. A client that leaves changes nothing: its trade was accepted and stands, under its key.
 
 Why two batches in flight: the second locks its accounts and waits at the market row while the first commits.
-Why not more: the third would only wait, and be smaller for having left early.
+Why not more, and why half as large: a batch that leaves early only waits in the database instead of here,
+and is smaller for it (measured at 100 clients: 32 trades a batch instead of 39, a tenth more of PostgreSQL's
+CPU for each trade).
 Why a bounded queue: a trade that would wait for longer than its client does is better refused at once.
 The row lock in the database, not this queue, is what keeps several server processes correct.
 """
@@ -63,12 +66,19 @@ class QueueFull(Exception):
 class _Market:
     """The queue of one market; exists only while it has trades queued or in flight."""
 
-    __slots__ = ("in_flight", "queue", "scheduled")
+    __slots__ = ("in_flight", "last_size", "queue", "scheduled")
 
     def __init__(self) -> None:
         self.queue: deque[tuple[Trade, asyncio.Future[Reply]]] = deque()
         self.in_flight = 0
+        self.last_size = 0
         self.scheduled = False
+
+    def may_send(self) -> bool:
+        """Whether what is queued should go off now."""
+        if self.in_flight == 0:
+            return len(self.queue) > 0
+        return self.in_flight < IN_FLIGHT_MAX and 2 * len(self.queue) >= self.last_size
 
 
 class Sequencer:
@@ -112,10 +122,11 @@ class Sequencer:
     def _flush(self, market_id: int, market: _Market) -> None:
         """Send off what is queued, as far as the bound on batches in flight allows."""
         market.scheduled = False
-        while market.queue and market.in_flight < IN_FLIGHT_MAX:
+        while market.may_send():
             queue = market.queue
             batch = [queue.popleft() for _ in range(min(len(queue), self._batch_max))]
             market.in_flight += 1
+            market.last_size = len(batch)
             task = asyncio.create_task(self._run(market_id, market, batch))
             self._batches.add(task)
             task.add_done_callback(self._batches.discard)

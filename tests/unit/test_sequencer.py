@@ -90,6 +90,41 @@ def test_at_most_two_batches_are_in_flight_and_what_waits_goes_as_one_in_order()
     run(story())
 
 
+def test_a_second_batch_leaves_when_it_is_half_as_large_as_the_first() -> None:
+    async def story() -> None:
+        gate = Gate()
+        sequencer = Sequencer(gate)
+        futures = [sequencer.submit(trade(n)) for n in range(6)]
+        await turns()
+        for n in (6, 7):
+            futures.append(sequencer.submit(trade(n)))
+            await turns()
+            assert gate.batches == [[0, 1, 2, 3, 4, 5]]
+        futures.append(sequencer.submit(trade(8)))
+        await turns()
+        assert gate.batches == [[0, 1, 2, 3, 4, 5], [6, 7, 8]]
+        gate.open.set()
+        await asyncio.gather(*futures)
+
+    run(story())
+
+
+def test_a_small_rest_leaves_when_the_batch_before_it_is_done() -> None:
+    async def story() -> None:
+        gate = Gate()
+        sequencer = Sequencer(gate)
+        futures = [sequencer.submit(trade(n)) for n in range(6)]
+        await turns()
+        futures.append(sequencer.submit(trade(6)))
+        await turns()
+        assert (sequencer.queued, sequencer.in_flight) == (1, 1)
+        gate.open.set()
+        await asyncio.gather(*futures)
+        assert gate.batches == [[0, 1, 2, 3, 4, 5], [6]]
+
+    run(story())
+
+
 def test_a_batch_has_a_largest_size() -> None:
     async def story() -> None:
         gate = Gate()
