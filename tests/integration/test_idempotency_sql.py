@@ -329,6 +329,23 @@ def test_batches_with_common_users_in_opposite_order_do_not_deadlock(
     desk.assert_books_agree()
 
 
+def test_an_administrators_key_in_two_transactions_at_once_is_used_once(
+    desk: Desk, others: tuple[Connection, Connection], threads: ThreadPoolExecutor
+) -> None:
+    close: LiteralString = "SELECT * FROM api_close_market('admin', %s, 'h', %s)"
+    others[0].autocommit = True
+    for number in range(20):
+        market = desk.market()
+        first, second = at_once(
+            threads, *[partial(one, other, close, f"k{number}", market) for other in others]
+        )
+        assert {first[1], second[1]} == {False, True}
+        assert first[0] == 200
+        assert first[2] == second[2]
+    assert desk.row("SELECT max(closed_version), count(*) FROM markets WHERE status = 'closed'") == (1, 20)
+    desk.assert_books_agree()
+
+
 def test_trading_funding_creating_and_closing_at_once_do_not_deadlock(
     desk: Desk, others: tuple[Connection, Connection], threads: ThreadPoolExecutor
 ) -> None:

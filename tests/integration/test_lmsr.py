@@ -124,6 +124,20 @@ def test_the_ends_of_the_range_are_priced_without_an_error(
     assert sum(rounded) == PRICE_SUM
 
 
+def test_a_guess_that_is_far_off_is_searched_for_as_long_as_it_takes(connection: Connection) -> None:
+    quantities, b = [0, 59_711_647_498_701], 979_890_590_032
+    pool = cost(connection, quantities, b)
+    guess, shares = one(
+        connection,
+        """SELECT lmsr_shares_near(q, b, p, 1, 1), lmsr_shares_for(q, b, p, 1, 1)
+             FROM (SELECT %s::bigint[] AS q, %s::bigint AS b, %s::bigint AS p) AS market""",
+        *(quantities, b, pool),
+    )
+    assert abs(guess - shares) > 10**7
+    assert cost(connection, moved(quantities, 0, shares), b) <= pool + 1
+    assert cost(connection, moved(quantities, 0, shares + 1), b) > pool + 1
+
+
 @pytest.mark.parametrize("behind", [10**9, 10**12, QUANTITY_MAX])
 @pytest.mark.parametrize("spend", [1, 5, 10**6, QUANTITY_MAX])
 def test_a_budget_for_a_hopeless_outcome_finds_its_shares(
