@@ -1,4 +1,4 @@
-"""The installer: the numbered SQL files into a database, the two login roles, and the first administrator.
+"""The installer: the numbered SQL files into a database, the login roles, and the first administrator.
 
 Each file is one transaction and is remembered with its digest, so an install that was cut short goes on
 where it stopped and a second install changes no table. Roles belong to the whole cluster: installs into
@@ -27,6 +27,7 @@ Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 SQL = Path(__file__).parent / "sql"
 SERVER_ROLE = "seatrial_server"
 JUDGE_ROLE = "seatrial_judge"
+RELAY_ROLE = "seatrial_relay"
 ADMIN = "admin"
 OLDEST = 150000
 
@@ -50,11 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dsn", help="owner of the database (default: SEATRIAL_DSN)")
     parser.add_argument("--server-password", help=f"password of {SERVER_ROLE} (default: a new one)")
     parser.add_argument("--judge-password", help=f"password of {JUDGE_ROLE} (default: a new one)")
+    parser.add_argument("--relay-password", help=f"password of {RELAY_ROLE} (default: a new one)")
     parser.add_argument("--admin-token", help="bearer token of the administrator (default: a new one)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Install and print the three credentials; 2 with a message when the database refuses."""
+    """Install and print the credentials; 2 with a message when the database refuses."""
     dsn = options.dsn or os.environ.get("SEATRIAL_DSN")
     if not dsn:
         print("install: give --dsn or set SEATRIAL_DSN", file=sys.stderr)
@@ -64,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
             dsn,
             server_password=options.server_password,
             judge_password=options.judge_password,
+            relay_password=options.relay_password,
             admin_token=options.admin_token or os.environ.get("SEATRIAL_ADMIN_TOKEN"),
         )
     except (InstallError, psycopg.Error) as error:
@@ -78,15 +81,17 @@ def install(
     *,
     server_password: str | None = None,
     judge_password: str | None = None,
+    relay_password: str | None = None,
     admin_token: str | None = None,
 ) -> dict[str, str]:
-    """Bring the database to the schema of this version; returns server_dsn, judge_dsn and admin_token.
+    """Bring the database to the schema of this version; returns server_dsn, judge_dsn, relay_dsn and admin_token.
 
     Without a password the role gets a new one, in every database of the cluster. Raises InstallError or
     psycopg.Error.
     """
     server_password = server_password or secrets.token_urlsafe(24)
     judge_password = judge_password or secrets.token_urlsafe(24)
+    relay_password = relay_password or secrets.token_urlsafe(24)
     admin_token = admin_token or secrets.token_urlsafe(24)
     with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
         connection.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT_S}s'")
@@ -94,6 +99,7 @@ def install(
         _check_server(connection)
         _create_role(connection, SERVER_ROLE, server_password)
         _create_role(connection, JUDGE_ROLE, judge_password)
+        _create_role(connection, RELAY_ROLE, relay_password)
         applied = _apply_files(connection)
         _create_admin(connection, admin_token)
         # a Unix socket or a service file may have chosen these: say what was really used
@@ -109,6 +115,7 @@ def install(
     return {
         "server_dsn": make_conninfo(dsn, user=SERVER_ROLE, password=server_password, **place),
         "judge_dsn": make_conninfo(dsn, user=JUDGE_ROLE, password=judge_password, **place),
+        "relay_dsn": make_conninfo(dsn, user=RELAY_ROLE, password=relay_password, **place),
         "admin_token": admin_token,
     }
 

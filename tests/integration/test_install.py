@@ -52,6 +52,7 @@ def reinstall(market_database: MarketDatabase) -> Callable[..., dict[str, str]]:
             dsn,
             server_password=password_of(market_database.app_dsn),
             judge_password=password_of(market_database.judge_dsn),
+            relay_password="relay",
             admin_token=admin_token,
         )
 
@@ -192,16 +193,18 @@ def test_the_command_prints_its_credentials_as_the_last_line(
         [
             "install",
             *("--dsn", database),
-            *("--server-password", password_of(market_database.app_dsn)),
-            *("--judge-password", password_of(market_database.judge_dsn)),
+            f"--server-password={password_of(market_database.app_dsn)}",  # may begin with a dash
+            f"--judge-password={password_of(market_database.judge_dsn)}",
+            "--relay-password=relay",
         ],
         SEATRIAL_ADMIN_TOKEN="from the environment",
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
-    assert set(said) == {"server_dsn", "judge_dsn", "admin_token"}
+    assert set(said) == {"server_dsn", "judge_dsn", "relay_dsn", "admin_token"}
     assert said["admin_token"] == "from the environment"
-    assert "12 files applied" in done.stderr
+    files = len(list(installer.SQL.glob("*.sql")))
+    assert f"install: {files} files applied" in done.stderr
 
 
 @pytest.mark.parametrize(
