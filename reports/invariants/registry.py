@@ -13,7 +13,7 @@ from typing import Any
 
 from reports.evidence import Evidence
 
-MODULES = ("ledger", "idempotency", "idempotency_effects", "trades", "order", "service", "trial")
+MODULES = ("ledger", "idempotency", "idempotency_effects", "trades", "refusals", "order", "service", "trial")
 GROUPS = ("ledger", "idempotency", "trades", "outbox", "chain", "service", "trial")
 
 WITNESS_MAX = 10

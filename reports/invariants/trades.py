@@ -1,7 +1,7 @@
-"""Trades: every price is the market maker's, every share has its owner, and nobody trades where he may not.
+"""Trades: every price is the market maker's, every version is there, and every share has its owner.
 
 The model that trades are held against is reports/lmsr_model.py, run over all of them by reports/replay.py.
-When things happened is judged in reports/invariants/order.py.
+When things happened is judged in reports/invariants/order.py, what had to be refused in refusals.py.
 """
 
 from __future__ import annotations
@@ -15,13 +15,6 @@ from reports.lmsr_model import PRICE_SUM_MICRO
 from reports.probed import probed
 from reports.replay import OUTCOMES_MAX, make_replay
 
-TRADING = "('buy_amount', 'buy_shares', 'sell', 'buy_closed')"
-# A trade beside what its client asked for; `o` is null for a trade that is in no history.
-ASKED = f"""trades AS d LEFT JOIN (
-    SELECT operation, user_id AS asker, key, amount_micro AS amount_asked, limit_micro AS limit_asked,
-        first_invoke_ns
-    FROM operations WHERE action IN {TRADING}
-) AS o ON o.asker = d.user_id AND o.key = d.idempotency_key"""
 # A price is rounded down, or up by largest remainder; the model's own rounding is far below a millionth.
 PRICE_ERROR_MICRO = 1.000001
 PRICES_DIFFER = " OR ".join(
@@ -210,7 +203,11 @@ def pools_cover_every_payout(evidence: Evidence) -> Finding:
     """
     return finding(
         evidence,
-        examined=f"SELECT (SELECT count(*) FROM ({balances})) + (SELECT count(*) FROM markets)",
+        examined="""
+            SELECT (SELECT count(*) FROM entries SEMI JOIN (
+                SELECT * FROM accounts WHERE kind = 'market_pool') USING (account_id)
+            ) + (SELECT count(*) FROM markets)
+        """,
         breaches=f"""
             SELECT market_id, market_version, account_version, transaction_id, pool_micro, payout_micro
             FROM ({balances}) JOIN replayed USING (market_id, market_version)
@@ -241,57 +238,5 @@ def prices_sum_to_one(evidence: Evidence) -> Finding:
             FROM ({told}) AS t LEFT JOIN markets AS m USING (market_id)
             WHERE sum_micro <> {PRICE_SUM_MICRO} OR len(t.prices_micro) <> len(m.quantities)
                 OR list_min(t.prices_micro) < 0
-        """,
-    )
-
-
-@invariant(group="trades", unit="limits and amounts")
-def limits_are_respected(evidence: Evidence) -> Finding:
-    """No buy takes more than the limit or amount that was asked for, no sell brings less than its limit."""
-    bounded = f"""
-        SELECT d.*, o.operation, d.side = 'buy' AS buys,
-            CASE WHEN buys THEN d.cost_micro + d.fee_micro ELSE d.cost_micro - d.fee_micro END AS total_micro,
-            CASE WHEN buys THEN least(d.limit_micro, limit_asked, d.amount_micro, amount_asked)
-                ELSE greatest(d.limit_micro, limit_asked) END AS bound_micro
-        FROM {ASKED}
-    """
-    return finding(
-        evidence,
-        examined=f"SELECT count(bound_micro) FROM ({bounded})",
-        breaches=f"""
-            SELECT trade_id, market_id, market_version, operation, side, total_micro, bound_micro
-            FROM ({bounded})
-            WHERE CASE WHEN buys THEN total_micro > bound_micro ELSE total_micro < bound_micro END
-        """,
-    )
-
-
-@invariant(group="trades", unit="trades and orders")
-def nobody_trades_a_closed_market(evidence: Evidence) -> Finding:
-    """No trade comes after the closing of its market, by its version or by the clock.
-
-    Examined are the trades of markets that are closed, and the orders for them that came after the closing
-    had been acknowledged.
-    """
-    closings = """
-        (SELECT market, min(end_ns) AS closed_ns FROM operations WHERE action = 'close_market'
-        GROUP BY market)
-    """
-    return finding(
-        evidence,
-        examined=f"""
-            SELECT (SELECT count(*) FROM trades SEMI JOIN (
-                    SELECT * FROM markets WHERE closed_version IS NOT NULL
-                ) USING (market_id)) + (
-                SELECT count(*) FROM operations AS o JOIN {closings} AS c USING (market)
-                WHERE o.action IN {TRADING} AND o.first_invoke_ns > c.closed_ns AND o.type <> 'ok')
-        """,
-        breaches=f"""
-            SELECT d.trade_id, d.market_id, d.market_version, m.closed_version, d.user_id, o.operation,
-                CASE WHEN o.first_invoke_ns > c.closed_ns THEN o.first_invoke_ns END AS invoke_ns,
-                CASE WHEN o.first_invoke_ns > c.closed_ns THEN c.closed_ns END AS closed_ns
-            FROM {ASKED} JOIN markets AS m ON m.market_id = d.market_id
-            LEFT JOIN {closings} AS c ON c.market = d.market_id
-            WHERE d.market_version > m.closed_version OR o.first_invoke_ns > c.closed_ns
         """,
     )
