@@ -109,10 +109,12 @@ def answer(reply: Reply) -> ASGIResponse:
     return ASGIResponse(body=reply.body, status_code=reply.status, headers=headers)
 
 
-async def reading(request: ApiRequest, query: LiteralString, *parameters: Any) -> bytes | None:
-    """The text that one reading function renders, None when there is no such thing."""
+async def reading(request: ApiRequest, query: LiteralString, *parameters: Any) -> ASGIResponse:
+    """The reply that one reading function renders; raises Problem `market_not_found`."""
     (text,) = await services_of(request).database.read_row(query, parameters)
-    return None if text is None else text.encode()
+    if text is None:  # only a market can be missing: an account has its caller
+        raise Problem("market_not_found", "there is no market with this id", field="marketId")
+    return answer(Reply(200, False, text.encode()))
 
 
 async def moving(
@@ -233,17 +235,14 @@ async def act_on_market(request: ApiRequest) -> ASGIResponse:
 async def markets(request: ApiRequest) -> ASGIResponse:
     await caller_of(request, RequestHeaders(request.scope["headers"]))
     query_of(request)
-    return answer(Reply(200, False, await reading(request, "SELECT api_markets()") or b""))
+    return await reading(request, "SELECT api_markets()")
 
 
 @get("/api/markets/{market_id:str}")
 async def market(request: ApiRequest) -> ASGIResponse:
     await caller_of(request, RequestHeaders(request.scope["headers"]))
     query_of(request)
-    text = await reading(request, "SELECT api_market(%s::bigint)", market_id_of(request))
-    if text is None:
-        raise Problem("market_not_found", "there is no market with this id", field="marketId")
-    return answer(Reply(200, False, text))
+    return await reading(request, "SELECT api_market(%s::bigint)", market_id_of(request))
 
 
 async def user_of(request: ApiRequest) -> str:
@@ -257,7 +256,7 @@ async def user_of(request: ApiRequest) -> str:
 async def account(request: ApiRequest) -> ASGIResponse:
     user_id = await user_of(request)
     query_of(request)
-    return answer(Reply(200, False, await reading(request, "SELECT api_account(%s::text)", user_id) or b""))
+    return await reading(request, "SELECT api_account(%s::text)", user_id)
 
 
 @get("/api/account/ledger")
@@ -267,16 +266,14 @@ async def account_ledger(request: ApiRequest) -> ASGIResponse:
     limit = int(text) if re.fullmatch("[0-9]{1,3}", text, re.ASCII) else 0
     if not 1 <= limit <= LEDGER_LIMIT_MAX:
         raise Problem("malformed", f"limit is a whole number from 1 to {LEDGER_LIMIT_MAX}", field="limit")
-    entries = await reading(request, "SELECT api_account_ledger(%s::text, %s::int)", user_id, limit)
-    return answer(Reply(200, False, entries or b""))
+    return await reading(request, "SELECT api_account_ledger(%s::text, %s::int)", user_id, limit)
 
 
 @get("/api/account/reconciliation")
 async def account_reconciliation(request: ApiRequest) -> ASGIResponse:
     user_id = await user_of(request)
     query_of(request)
-    found = await reading(request, "SELECT api_account_reconciliation(%s::text)", user_id)
-    return answer(Reply(200, False, found or b""))
+    return await reading(request, "SELECT api_account_reconciliation(%s::text)", user_id)
 
 
 @get("/schema/openapi.json")
