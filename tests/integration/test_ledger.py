@@ -220,7 +220,7 @@ def test_every_guard_fires_in_every_replication_role(desk: Desk) -> None:
     guards = desk.admin.execute(
         "SELECT tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal ORDER BY tgname"
     ).fetchall()
-    assert len(guards) == 10
+    assert len(guards) >= 10
     assert {enabled for _, enabled in guards} == {"A"}
 
 
