@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -10,7 +12,7 @@ from reports.judge import InvariantResult, Verdict
 
 STYLES = {"pass": "bold white on dark_green", "fail": "bold white on red", "slow": "bold black on yellow"}
 MARKS = {"held": ("✓", "green"), "broken": ("✗", "bold red"), "inconclusive": ("?", "yellow")}
-WITNESSES_SHOWN = 2
+VALUE_LENGTH_MAX = 400
 
 
 def verdict_table(verdict: Verdict) -> RenderableType:
@@ -26,7 +28,26 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     parts.append(Text())
     parts.append(word)
     parts += [Text(f"  {reason}") for reason in verdict.reasons]
+    for one in verdict.invariants:
+        if one.result == "broken":
+            parts += [Text(), breach(one)]
     return Group(*parts)
+
+
+def breach(one: InvariantResult) -> Text:
+    """What a broken invariant says, and the first row that proves the breach."""
+    told = Text(f"✗ {one.name}", style="bold red").append(f"  {one.statement}", style="not bold default")
+    for name, value in (one.witness[0] if one.witness else {}).items():
+        shown = value if isinstance(value, str) else json.dumps(value, default=str)
+        told.append(f"\n    {name} ", style="not bold dim default").append(
+            shortened(shown), style="not bold default"
+        )
+    return told
+
+
+def shortened(text: str) -> str:
+    """At most VALUE_LENGTH_MAX characters; verdict.json has the rest."""
+    return text if len(text) <= VALUE_LENGTH_MAX else f"{text[: VALUE_LENGTH_MAX - 1]}…"
 
 
 def invariants_table(verdict: Verdict) -> Table:
@@ -51,8 +72,7 @@ def invariants_table(verdict: Verdict) -> Table:
 def story(one: InvariantResult) -> str:
     """What there is to say of an invariant that did not simply hold."""
     if one.result == "broken":
-        shown = "; ".join(str(row) for row in one.witness[:WITNESSES_SHOWN])
-        return f"{one.violations:,} violations: {shown}"
+        return f"{one.violations:,} violations"
     return (one.detail or "") if one.result == "inconclusive" else ""
 
 
