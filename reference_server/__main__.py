@@ -1,4 +1,4 @@
-"""The command line of the reference server: `install` the schema, `serve` the API."""
+"""The command line of the reference server: `install` the schema, `serve` the API, `relay` the outbox."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from importlib import import_module
 COMMANDS = {
     "install": "install the schema and its roles into a database; print how to connect as JSON",
     "serve": "serve the HTTP API until SIGTERM",
+    "relay": "deliver the events of the outbox until SIGTERM",
+    "dead-letters": "list events that could not be delivered, or have them delivered again",
 }
 
 
@@ -21,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about)
         if name == asked:
-            module = import_module(f"reference_server.{name}")
+            module = import_module(f"reference_server.{name.replace('-', '_')}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     options = parser.parse_args(words)
