@@ -194,9 +194,8 @@ def read_windows(evidence: Evidence, origin_ns: int, end_s: float) -> list[Windo
 def read_samples(evidence: Evidence, origin_ns: int) -> dict[str, Any]:
     """Columns of samples.jsonl since the load began; a missing reading is NaN, drawn as a gap."""
     rows = evidence.rows(
-        "SELECT time_ns, coalesce(users, 0) AS users, coalesce(in_flight, 0) AS in_flight, processes, commits,"
-        " lock_waits FROM samples WHERE time_ns >= ?"
-        " ORDER BY time_ns",
+        "SELECT time_ns, coalesce(users, 0) AS users, coalesce(in_flight, 0) AS in_flight, processes,"
+        " commits, lock_waits FROM samples WHERE time_ns >= ? ORDER BY time_ns",
         origin_ns,
     )
     at_s = np.asarray([(row["time_ns"] - origin_ns) / 1e9 for row in rows], dtype=np.float64)
