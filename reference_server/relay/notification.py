@@ -39,15 +39,15 @@ def handler(options: argparse.Namespace) -> Handler:
     urls: list[str] = options.notify
     if not urls:
         return write_to_log
-    # apprise and its parts use what Python has deprecated; that is nothing to end a relay for
+    # The services, loaded with the first URL, use what Python has deprecated: nothing to end a relay for.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import apprise
 
-    for number, url in enumerate(urls, start=1):
-        # not the URL itself: it has a password in it
-        if apprise.Apprise.instantiate(url) is None:
-            raise HandlerError(f"--notify: URL {number}, of {urlsplit(url).scheme!r}, names no service")
+        for number, url in enumerate(urls, start=1):
+            # not the URL itself: it has a password in it
+            if apprise.Apprise.instantiate(url) is None:
+                raise HandlerError(f"--notify: URL {number}, of {urlsplit(url).scheme!r}, names no service")
 
     def notify(event: Event) -> None:
         services = apprise.Apprise()
