@@ -38,6 +38,7 @@ UNACKNOWLEDGED_MS = 10_000
 CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 QUERY_CANCELED = "57014"
 NUMERIC_VALUE_OUT_OF_RANGE = "22003"
+PAUSED = "ST004"
 
 Row: TypeAlias = tuple[Any, ...]
 Connection: TypeAlias = psycopg.AsyncConnection[Row]

@@ -18,6 +18,8 @@ REFERENCE = "#/components/schemas/{name}"
 
 # Every operation that asks the database may meet these.
 DATABASE = ("overloaded", "contention", "internal")
+# A pause may hide the books as well.
+READ = ("trading_paused", *DATABASE)
 QUERY = ("malformed",)
 BODY = ("malformed", "too_large", "unsupported_media_type")
 KEY = (
@@ -85,11 +87,12 @@ OPERATIONS = (
         status=201, body=bodies.MarketRequest, key=True,
     ),
     Operation(
-        "get", "/api/markets", "All markets", "any", reply_shapes.MarketsReply, (*QUERY, *DATABASE),
+        "get", "/api/markets", "All markets", "any", reply_shapes.MarketsReply,
+        (*QUERY, *READ),
     ),
     Operation(
         "get", "/api/markets/{marketId}", "One market", "any", reply_shapes.MarketReply,
-        ("market_not_found", *QUERY, *DATABASE), parameters=(MARKET_ID,),
+        ("market_not_found", *QUERY, *READ), parameters=(MARKET_ID,),
     ),
     Operation(
         "post", "/api/markets/{marketId}", "Close a market", "admin", reply_shapes.MarketReply,
@@ -106,15 +109,15 @@ OPERATIONS = (
     ),
     Operation(
         "get", "/api/account", "Own money and shares", "user", reply_shapes.AccountReply,
-        (*QUERY, *DATABASE),
+        (*QUERY, *READ),
     ),
     Operation(
         "get", "/api/account/ledger", "Own newest ledger entries", "user", reply_shapes.LedgerReply,
-        (*QUERY, *DATABASE), parameters=(LEDGER_LIMIT,),
+        (*QUERY, *READ), parameters=(LEDGER_LIMIT,),
     ),
     Operation(
         "get", "/api/account/reconciliation", "Own balance against the entries", "user",
-        reply_shapes.ReconciliationReply, (*QUERY, *DATABASE),
+        reply_shapes.ReconciliationReply, (*QUERY, *READ),
     ),
 )  # fmt: skip
 

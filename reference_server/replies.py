@@ -41,6 +41,8 @@ def failure(error: Exception) -> Problem:
             return Problem("contention", "rolled back after waiting too long; nothing was executed")
         case database.Refused(sqlstate=database.NUMERIC_VALUE_OUT_OF_RANGE):
             return Problem("malformed", "a number would leave the range of 64 bits; nothing was executed")
+        case database.Refused(sqlstate=database.PAUSED):
+            return Problem("trading_paused", "nothing is shown now")
         case database.OutcomeUnknown():
             return Problem("internal", "the database was lost meanwhile; ask again with the same key")
         case _:

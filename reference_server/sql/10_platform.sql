@@ -47,9 +47,16 @@ END;
 CREATE TABLE platform_state (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     paused boolean NOT NULL,
+    sells_while_paused boolean NOT NULL DEFAULT false,
+    reads_while_paused boolean NOT NULL DEFAULT true,
     reason text,
+    changed_by text,
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+
+COMMENT ON COLUMN platform_state.sells_while_paused IS 'Whether users may get out: sell what they hold.';
+COMMENT ON COLUMN platform_state.reads_while_paused IS 'Whether markets and accounts are shown.';
+COMMENT ON COLUMN platform_state.changed_by IS 'The administrator who resumed; null: nobody in particular.';
 
 INSERT INTO platform_state (paused) VALUES (false);
 
@@ -58,7 +65,7 @@ CREATE FUNCTION pause_gate() RETURNS bigint
 LANGUAGE sql IMMUTABLE
 RETURN 5301;
 
--- Whether money may move; true stays true until the calling transaction ends.
+-- Whether money may move; the answer holds until the calling transaction ends. Without a row: it may not.
 -- Why not a share lock on the row: every one of n concurrent trades would write a multixact of n members.
 -- The lock comes first: in READ COMMITTED the next statement then sees what the last pause committed.
 CREATE FUNCTION pass_pause_gate() RETURNS boolean
@@ -66,7 +73,7 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(pause_gate());
-    RETURN (SELECT NOT paused FROM platform_state);
+    RETURN coalesce((SELECT NOT paused FROM platform_state), false);
 END
 $$;
 
@@ -85,16 +92,29 @@ FOR EACH STATEMENT EXECUTE FUNCTION close_pause_gate();
 
 ALTER TABLE platform_state ENABLE ALWAYS TRIGGER state_changes_alone;
 
--- Stop all money; returns when nothing is in motion any more.
+-- Whether sells pass a gate that is closed; for callers who were turned back by pass_pause_gate.
+CREATE FUNCTION pass_exit_gate() RETURNS boolean
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT coalesce(bool_and(sells_while_paused), false) AS passes FROM platform_state;
+END;
+
+-- Always true; raises ST004 while the platform is paused and shows nothing.
+CREATE FUNCTION pass_read_gate() RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    IF (SELECT paused AND NOT reads_while_paused FROM platform_state) THEN
+        RAISE EXCEPTION 'the platform is paused and shows nothing' USING ERRCODE = 'ST004';
+    END IF;
+    RETURN true;
+END
+$$;
+
+-- Stop all money; returns when nothing is in motion any more. Letting it move again: 96_reconciliation.sql.
 CREATE FUNCTION pause_trading(p_reason text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
-    UPDATE platform_state SET paused = true, reason = p_reason, changed_at = clock_timestamp();
-END;
-
--- Let money move again.
-CREATE FUNCTION resume_trading() RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
-BEGIN ATOMIC
-    UPDATE platform_state SET paused = false, reason = null, changed_at = clock_timestamp();
+    UPDATE platform_state
+    SET paused = true, reason = p_reason, changed_by = null, changed_at = clock_timestamp();
 END;

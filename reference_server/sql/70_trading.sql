@@ -1,8 +1,8 @@
 -- Trading: batches of trades on one market, in one transaction, refusals as values.
 --
--- 1. pause gate  2. the users' accounts locked in id order  3. answers the keys already have  4. the market,
--- locked last  5. a loop in arrival order that prices each trade on the state the one before it left
--- 6. one set-based write per table  7. a result per trade, by position.
+-- 1. pause gate, which may let sells alone pass  2. the users' accounts locked in id order  3. answers the
+-- keys already have  4. the market, locked last  5. a loop in arrival order that prices each trade on the
+-- state the one before it left  6. one set-based write per table  7. a result per trade, by position.
 --
 -- Plans here are cached for as long as a pooled connection lives, and tables grow by a million rows an hour:
 -- sequential scans and hash or merge joins are off, so that a plan made on an empty table stays good.
@@ -265,6 +265,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_count int := coalesce(cardinality(p_user_ids), 0);
+    v_exit_only boolean;
     v_market markets;
     v_version bigint;
     v_quantities bigint[];
@@ -313,7 +314,8 @@ BEGIN
     ] <> array_fill(v_count, ARRAY[8]) THEN
         RAISE EXCEPTION 'the arrays of a batch have one length' USING ERRCODE = '22023';
     END IF;
-    IF NOT pass_pause_gate() THEN
+    v_exit_only := NOT pass_pause_gate();
+    IF v_exit_only AND NOT pass_exit_gate() THEN
         RETURN QUERY SELECT i, 503, false, problem('trading_paused', 'no money moves now')
         FROM generate_series(1, v_count) AS i;
         RETURN;
@@ -385,6 +387,9 @@ BEGIN
         ELSIF v_a IS null THEN
             v_code := 'user_not_found';
             v_detail := 'no such user';
+        ELSIF v_exit_only AND v_side = 'buy' THEN
+            v_code := 'trading_paused';
+            v_detail := 'only sells are executed now';
         ELSIF v_stored_at[v_first] > 0 THEN
             v_h := v_stored_at[v_first];
             IF p_request_hashes[v_h] = p_request_hashes[i] THEN

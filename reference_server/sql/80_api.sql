@@ -281,7 +281,8 @@ BEGIN ATOMIC
             SELECT market_json(m) FROM markets AS m
             ORDER BY m.market_id
         ) AS markets
-    ) AS body;
+    ) AS body
+    WHERE pass_read_gate();
 END;
 
 -- One market, null when there is none.
@@ -290,7 +291,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
     SELECT market_json(m)::text AS market
     FROM markets AS m
-    WHERE m.market_id = p_market_id;
+    WHERE m.market_id = p_market_id AND pass_read_gate();
 END;
 
 -- A user's money and shares, null when there is no such user.
@@ -318,7 +319,7 @@ BEGIN ATOMIC
             ) AS positions
         FROM accounts AS a
         INNER JOIN accounts AS r ON a.user_id = r.user_id AND r.kind = 'user_reserved'
-        WHERE a.user_id = p_user_id AND a.kind = 'user_available'
+        WHERE a.user_id = p_user_id AND a.kind = 'user_available' AND pass_read_gate()
     ) AS body;
 END;
 
@@ -348,7 +349,8 @@ BEGIN ATOMIC
                     ORDER BY e.created_at DESC, e.entry_id DESC
                 ) AS l
             ) AS entries
-    ) AS body;
+    ) AS body
+    WHERE pass_read_gate();
 END;
 
 -- A user's balances against the sum of the entries; null when there is no such user.
@@ -365,6 +367,7 @@ BEGIN ATOMIC
             sum(r.difference)::bigint AS difference,
             bool_and(r.reconciled) AS reconciled
         FROM reconcile_user_balance(p_user_id) AS r
+        WHERE pass_read_gate()
         HAVING count(*) > 0
     ) AS body;
 END;

@@ -12,6 +12,7 @@ from typing import Any, LiteralString, NamedTuple, TypeAlias
 
 import psycopg
 
+from reference_server.reconcile import Custody, Reading, reconcile
 from tests.conftest import MarketDatabase
 
 Row: TypeAlias = tuple[Any, ...]
@@ -128,6 +129,13 @@ class Desk:
         """No more trades on this market."""
         key = self.key()
         return self.call("SELECT * FROM api_close_market('admin', %s, %s, %s)", key, key, market)
+
+    def resume(self) -> None:
+        """Trading goes on, by an administrator, after a clean reconciliation."""
+        (books,) = self.row("SELECT -balance FROM accounts WHERE kind = 'external_onchain'")
+        report = reconcile(self.database.admin_dsn, Custody(int(books), 1), Reading(lower_block=True))
+        assert report["verdict"] == "clean", report
+        assert self.row("SELECT resume_trading('admin', 'the drill is over')") == (True,)
 
     def trade(self, market: int, order: Order) -> Answer:
         """A batch of one."""

@@ -14,6 +14,7 @@ from tests.integration.market_client import MarketClient, accepted, refusal
 API = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 
 DATABASE = {"internal", "overloaded", "contention"}
+READ = DATABASE | {"trading_paused"}
 BODY = {"malformed", "too_large", "unsupported_media_type"}
 ADMIN = {"unauthorised", "forbidden"}
 KEY = {
@@ -31,13 +32,13 @@ REFUSALS = {
     "POST /api/users": ADMIN | BODY | DATABASE | {"user_exists"},
     "POST /api/fundings": ADMIN | BODY | KEY | DATABASE | {"user_not_found", "trading_paused"},
     "POST /api/markets": ADMIN | BODY | KEY | DATABASE | {"insufficient_funds", "trading_paused"},
-    "GET /api/markets": {"unauthorised", "malformed"} | DATABASE,
-    "GET /api/markets/{marketId}": {"unauthorised", "malformed", "market_not_found"} | DATABASE,
+    "GET /api/markets": {"unauthorised", "malformed"} | READ,
+    "GET /api/markets/{marketId}": {"unauthorised", "malformed", "market_not_found"} | READ,
     "POST /api/markets/{marketId}": ADMIN | BODY | KEY | DATABASE | {"market_not_found", "market_closed"},
     "POST /api/trade": ADMIN | BODY | KEY | DATABASE | TRADE,
-    "GET /api/account": ADMIN | {"malformed"} | DATABASE,
-    "GET /api/account/ledger": ADMIN | {"malformed"} | DATABASE,
-    "GET /api/account/reconciliation": ADMIN | {"malformed"} | DATABASE,
+    "GET /api/account": ADMIN | {"malformed"} | READ,
+    "GET /api/account/ledger": ADMIN | {"malformed"} | READ,
+    "GET /api/account/reconciliation": ADMIN | {"malformed"} | READ,
 }
 
 

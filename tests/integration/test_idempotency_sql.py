@@ -141,7 +141,7 @@ def test_a_key_met_while_paused_is_free_afterwards(desk: Desk) -> None:
     market = desk.market()
     desk.row("SELECT pause_trading('drill')")
     assert desk.trade(market, BUY).status == 503
-    desk.row("SELECT resume_trading()")
+    desk.resume()
     answer = desk.trade(market, BUY)
     assert (answer.status, answer.replayed) == (200, False)
 

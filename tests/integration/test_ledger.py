@@ -102,7 +102,7 @@ def test_a_transfer_while_money_is_paused_moves_nothing(desk: Desk) -> None:
     with desk.nothing_moves(), pytest.raises(psycopg.Error) as error:
         desk.row(TRANSFER, TREASURY, SUSPENSE, 1, "gift")
     assert sqlstate(error) == "ST004"
-    desk.row("SELECT resume_trading()")
+    desk.resume()
     desk.row(TRANSFER, TREASURY, SUSPENSE, 1, "gift")
 
 

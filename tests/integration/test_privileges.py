@@ -35,7 +35,11 @@ VIEWS = {
     "idempotency_keys",
     "markets",
     "positions",
+    "platform_changes",
     "prices",
+    "reconciliation_items",
+    "reconciliations",
+    "snapshots",
     "trades",
     "transactions",
 }
@@ -123,6 +127,10 @@ def test_the_judge_touches_no_table(judge: Connection, table: str) -> None:
 def test_the_judge_reads_every_book_and_writes_none(desk: Desk, judge: Connection) -> None:
     desk.user("ann")
     assert desk.trade(desk.market(), Order("ann", "k", shares=1_000_000)).status == 200
+    desk.row("""SELECT record_ledger_entry(2, account_id, 5, 'withdraw') FROM accounts
+                 WHERE kind = 'withdraw_in_flight'""")
+    desk.row("SELECT pause_trading('drill')")
+    desk.resume()
     views = judge.execute(
         """SELECT c.relname FROM pg_class AS c
             WHERE c.relnamespace = 'books'::regnamespace AND has_table_privilege(c.oid, 'SELECT')"""

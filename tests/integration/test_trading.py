@@ -236,7 +236,7 @@ def test_while_money_is_paused_every_trade_is_sent_away(desk: Desk) -> None:
     with desk.nothing_moves():
         answers = desk.batch(market, orders)
     assert [(answer.status, answer.code) for answer in answers] == [(503, "trading_paused")] * 2
-    desk.row("SELECT resume_trading()")
+    desk.resume()
     assert desk.trade(market, orders[0]).status == 200
 
 
