@@ -1,1 +1,1 @@
-"""The chain: an embedded development node that executes real EVM bytecode, the contracts, and their client."""
+"""The chain: an embedded development node that executes EVM bytecode, the contracts, and their client."""

@@ -1,4 +1,5 @@
-"""`python -m reference_server.chain.compile [--check]`: compile the contracts, or compare with what is committed.
+"""`python -m reference_server.chain.compile [--check]`: compile the contracts, or compare with what is
+committed.
 
 The compiler and the EVM version are pinned and the metadata, which would name paths, is left out: the same
 source is the same bytes on every machine.
@@ -47,7 +48,7 @@ def compiled(name: str) -> bytes:
 
 
 def differing() -> list[str]:
-    """The contracts whose committed file is not what the compiler makes of the source; raises CompileError."""
+    """The contracts whose committed file is not what their source compiles to; raises CompileError."""
     return [
         name
         for name in NAMES

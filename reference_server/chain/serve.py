@@ -1,0 +1,145 @@
+"""The node as a process: JSON-RPC over HTTP on loopback, blocks at an interval, and a graceful end.
+
+Requests that arrive together share one fsync: each is executed at once and answered after the flush that
+follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from reference_server.chain.development_methods import DevelopmentMethods
+from reference_server.chain.eth_methods import EthMethods
+from reference_server.chain.node import Node
+from reference_server.chain.rpc import Rpc
+
+BODY_BYTES_MAX = 10_000_000
+BACKLOG = 1_024
+KEEP_ALIVE_S = 75
+GRACEFUL_S = 5
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+log = logging.getLogger("reference_server.chain")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends with exit code 0 when it is asked to end."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+class Service:
+    """The ASGI application of one node, and its interval mining."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._flush: asyncio.Future[None] | None = None
+        self._interval: asyncio.TimerHandle | None = None
+        self._rpc = Rpc(EthMethods(node), DevelopmentMethods(node, self.set_interval))
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["method"] != "POST":
+            await respond(send, 405, b'{"error":"send JSON-RPC requests by POST"}')
+            return
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            if len(body) > BODY_BYTES_MAX:
+                await respond(send, 413, b'{"error":"the request is too long"}')
+                return
+            if not message.get("more_body"):
+                break
+        reply = self._rpc.answer(body)
+        await self.flushed()
+        await respond(send, 200, reply)
+
+    async def flushed(self) -> None:
+        """Wait until all that has happened so far is on disk."""
+        if not self._node.chain.unwritten:
+            return
+        if self._flush is None:
+            loop = asyncio.get_running_loop()
+            self._flush = loop.create_future()
+            loop.call_soon(self._flush_now, self._flush)
+        await asyncio.shield(self._flush)
+
+    def _flush_now(self, done: asyncio.Future[None]) -> None:
+        self._flush = None
+        self._write()
+        done.set_result(None)
+
+    def set_interval(self, seconds: float) -> None:
+        """Make a block every so many seconds from now on; 0 ends it."""
+        if self._interval is not None:
+            self._interval.cancel()
+            self._interval = None
+        if seconds > 0:
+            self._interval = asyncio.get_running_loop().call_later(seconds, self._mine, seconds)
+
+    def _mine(self, seconds: float) -> None:
+        self._node.mine()
+        self._write()
+        self.set_interval(seconds)
+
+    def _write(self) -> None:
+        try:
+            self._node.flush()
+        except OSError:
+            # The chain in memory is ahead of the one on disk, and somebody might read it: better to be gone.
+            log.exception("cannot write the log; the node ends")
+            logging.shutdown()
+            os._exit(1)
+
+
+async def respond(send: Send, status: int, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def serve(
+    node: Node, listener: socket.socket, *, block_time_s: float, ready: Callable[[], None]
+) -> None:
+    """Answer requests until SIGTERM or SIGINT; `ready` is called once the node can be asked."""
+    service = Service(node)
+    service.set_interval(block_time_s)
+    server = Server(
+        uvicorn.Config(
+            service,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACEFUL_S,
+        )
+    )
+    ready()
+    await server.serve(sockets=[listener])
+    service.set_interval(0)
