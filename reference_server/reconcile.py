@@ -15,10 +15,12 @@ import json
 import os
 import sys
 from importlib import import_module
-from typing import Any, LiteralString, NamedTuple
+from typing import Any, LiteralString, NamedTuple, TypeAlias
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+
+Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
 OK, USAGE, INCONCLUSIVE = 0, 2, 4
 EXIT_CODES = {"clean": OK, "alert": 1, "pause": 3, "inconclusive": INCONCLUSIVE}
@@ -123,27 +125,33 @@ def reconcile(dsn: str, custody: Custody, how: Reading = DEFAULT) -> dict[str, A
         connect_timeout=CONNECT_TIMEOUT_S,
         options=f"-c statement_timeout={STATEMENT_TIMEOUT_S}s",
     ) as connection:
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        for _ in range(TRIES - 1):
-            try:
-                return _reconcile_once(connection, custody, how)
-            except psycopg.errors.SerializationFailure:
-                continue
-        return _reconcile_once(connection, custody, how)
+        return reconcile_on(connection, custody, how)
 
 
-def _reconcile_once(connection: psycopg.Connection[Any], custody: Custody, how: Reading) -> dict[str, Any]:
+def reconcile_on(connection: Connection, custody: Custody, how: Reading = DEFAULT) -> dict[str, Any]:
+    """The same on a connection in autocommit."""
+    for _ in range(TRIES - 1):
+        try:
+            return _reconcile_once(connection, custody, how)
+        except psycopg.errors.SerializationFailure:
+            continue
+    return _reconcile_once(connection, custody, how)
+
+
+def _reconcile_once(connection: Connection, custody: Custody, how: Reading) -> dict[str, Any]:
     with connection.transaction():
-        run_id = _only(
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        run_id = only(
             connection,
             "SELECT reconcile(%s::numeric, %s::bigint, %s, %s, %s, %s)",
             *(custody.micro, custody.block, *how, custody.trouble),
         )
-    report: dict[str, Any] = json.loads(_only(connection, "SELECT reconciliation_report(%s)", run_id))
+    report: dict[str, Any] = json.loads(only(connection, "SELECT reconciliation_report(%s)", run_id))
     return report
 
 
-def _only(connection: psycopg.Connection[Any], query: LiteralString, *parameters: object) -> Any:
+def only(connection: Connection, query: LiteralString, *parameters: object) -> Any:
+    """The only value of a query."""
     row = connection.execute(query, parameters).fetchone()
     assert row is not None
     return row[0]

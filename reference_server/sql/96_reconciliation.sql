@@ -223,8 +223,9 @@ BEGIN
                 false
             )
         FROM accounts AS a
-        FULL JOIN (SELECT * FROM balance_snapshots WHERE run_id = p_base_run) AS b
-            ON a.account_id = b.account_id
+        FULL JOIN (
+            SELECT n.account_id, n.balance, n.version FROM balance_snapshots AS n WHERE n.run_id = p_base_run
+        ) AS b ON a.account_id = b.account_id
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(e.credit - e.debit), 0) AS entries_sum, count(*) AS entries
             FROM ledger_entries AS e

@@ -1,0 +1,91 @@
+"""What is in flight explains the difference, item by item, and nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import MarketDatabase
+from tests.integration.chain_figures import Chain
+from tests.integration.desk import Desk
+
+# A chain that is behind, beside and ahead of the books.
+BLOCK = 10
+
+
+class Item(NamedTuple):
+    """A deposit (> 0) or withdrawal (< 0), where the chain did it, and whether the books have."""
+
+    amount_micro: int
+    block: int | None
+    booked: bool
+
+
+@pytest.fixture
+def chain(market_database: MarketDatabase) -> Iterator[Chain]:
+    """A chain at block 9, and items that the test writes down."""
+    with Desk(market_database) as desk:
+        desk.admin.execute(
+            """CREATE TABLE items (item_id text, amount_micro bigint, block_number bigint, booked boolean);
+               CREATE OR REPLACE VIEW in_flight_items AS
+               SELECT 'test' AS item_kind, item_id, amount_micro, 'why' AS explanation, block_number, booked
+                 FROM items"""
+        )
+        chain = Chain(desk)
+        chain.block = BLOCK - 1
+        yield chain
+
+
+def put(chain: Chain, *items: Item) -> None:
+    for number, item in enumerate(items):
+        chain.desk.admin.execute("INSERT INTO items VALUES (%s, %s, %s, %s)", [str(number), *item])
+
+
+@pytest.mark.parametrize(
+    ("item", "accounts_for"),
+    [
+        (Item(50, BLOCK, False), 50),  # a deposit that is not credited yet
+        (Item(50, BLOCK + 1, False), 0),  # one in a later block
+        (Item(50, BLOCK + 1, True), -50),  # credited already, in a block that this custody does not know
+        (Item(-50, None, False), 0),  # a withdrawal that is reserved or sent
+        (Item(-50, BLOCK, False), -50),  # paid, and not final in the books
+        (Item(-50, BLOCK + 1, True), 50),  # final in the books, in a later block
+    ],
+)
+def test_an_item_accounts_for_what_one_side_has_not_done(chain: Chain, item: Item, accounts_for: int) -> None:
+    put(chain, item)
+    chain.drift_micro = accounts_for
+    report = chain.reconcile()
+    assert (report["verdict"], report["difference_micro"]) == ("clean", 0)
+    assert report["in_flight_micro"] == accounts_for
+    assert [(found["amount_micro"], found["explains"]) for found in report["items"]] == [(accounts_for, True)]
+
+
+def test_what_both_sides_have_done_is_no_item(chain: Chain) -> None:
+    put(chain, Item(50, BLOCK, True), Item(-20, BLOCK - 3, True))
+    report = chain.reconcile()
+    assert (report["verdict"], report["items"]) == ("clean", [])
+
+
+def test_items_explain_their_sum_and_no_more(chain: Chain) -> None:
+    put(chain, Item(50, BLOCK, False), Item(-20, BLOCK, False), Item(5, BLOCK + 2, True))
+    chain.drift_micro = 50 - 20 - 5 + 3
+    report = chain.reconcile()
+    assert (report["verdict"], report["in_flight_micro"], report["difference_micro"]) == ("alert", 25, 3)
+    assert sorted(item["amount_micro"] for item in report["items"]) == [-20, -5, 50]
+    assert report["custody_micro"] == report["books_micro"] + 25 + 3
+
+
+def test_a_reserved_withdrawal_is_in_custody_until_it_is_paid(market_database: MarketDatabase) -> None:
+    with Desk(market_database) as desk:
+        desk.user("ann")
+        chain = Chain(desk)
+        desk.row(
+            """SELECT record_ledger_entry(user_account('ann'), account_id, 30, 'withdraw')
+                 FROM accounts WHERE kind = 'withdraw_in_flight'"""
+        )
+        report = chain.reconcile()
+    assert (report["verdict"], report["totals"]["withdraw_in_flight"]) == ("clean", 30)
+    assert report["difference_micro"] == report["in_flight_micro"] == 0
