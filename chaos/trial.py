@@ -12,6 +12,7 @@ books are brought to rest so that the judge has something to read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -276,18 +277,22 @@ class Trial:
     # --- step 4
 
     def close(self) -> None:
-        """End and reap every child and remove scratch data; safe to call at any point, and twice."""
-        if self.nemesis is not None:
-            self.nemesis.stop_and_heal(timeout_s=HEAL_DEADLINE_S)
-        if self.sampler is not None:
-            self.sampler.stop()
-        if self.proxy is not None:
-            self.proxy.close()
-        if self.postgres is not None:
-            self.postgres.stop()
-        self._supervisor.close()
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        """End and reap every child and remove scratch data; safe to call at any point, and twice.
+
+        What one part cannot clean up keeps none of the others from it; the first error is raised at the end.
+        """
+        with contextlib.ExitStack() as last_to_first:
+            if self._scratch is not None:
+                last_to_first.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+            last_to_first.callback(self._supervisor.close)
+            if self.postgres is not None:
+                last_to_first.callback(self.postgres.stop)
+            if self.proxy is not None:
+                last_to_first.callback(self.proxy.close)
+            if self.sampler is not None:
+                last_to_first.callback(self.sampler.stop)
+            if self.nemesis is not None:
+                last_to_first.callback(self.nemesis.stop_and_heal, timeout_s=HEAL_DEADLINE_S)
 
     # --- what others ask
 
