@@ -84,7 +84,7 @@ def install(
     relay_password: str | None = None,
     admin_token: str | None = None,
 ) -> dict[str, str]:
-    """Bring the database to the schema of this version; returns server_dsn, judge_dsn, relay_dsn and admin_token.
+    """Bring the database to the schema of this version; returns the DSN of each role and admin_token.
 
     Without a password the role gets a new one, in every database of the cluster. Raises InstallError or
     psycopg.Error.

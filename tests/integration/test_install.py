@@ -74,7 +74,8 @@ def test_an_install_says_how_to_connect(database: str, reinstall: Callable[..., 
         digest = hashlib.sha256(access["admin_token"].encode()).digest()
         assert one(server, "SELECT * FROM api_authenticate(%s)", digest) == ("admin", "admin")
     with psycopg.connect(access["judge_dsn"], autocommit=True) as judge:
-        assert one(judge, "SELECT count(*) FROM books.accounts") == (8,)
+        kinds = {kind for (kind,) in judge.execute("SELECT kind FROM books.accounts").fetchall()}
+        assert kinds >= {"external_onchain", "house_treasury", "suspense", "user_available"}
 
 
 def test_a_new_ledger_is_empty_and_reconciled(

