@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import rlp
 from eth_hash.auto import keccak
 
+from reference_server.chain import rlp
 from reference_server.chain.machine import FEES, Checkpoint, Event
 from reference_server.chain.transactions import Transaction
 
@@ -146,7 +146,7 @@ def _digest(receipt: Receipt) -> bytes:
     )
 
 
-def _header(block: Block) -> list[bytes | int]:
+def _header(block: Block) -> list[rlp.Encodable]:
     return [
         block.parent_hash,
         EMPTY_UNCLES,

@@ -57,25 +57,26 @@ class Chain:
 
     def __init__(self, folder: Path, genesis: GenesisRecord) -> None:
         """Open the chain in this folder; it begins with `genesis` when there is none yet."""
-        self._log = BlockLog(folder)
+        self.log = BlockLog(folder)
         self._unwritten: list[Record] = []
+        self.recorded = 0  # since it was opened
         self._sealed = 0
         self.clock_offset_s = 0
         try:
-            records = self._log.read()
+            records = self.log.read()
             found = next(records, None)
             if found is None:
-                self._unwritten.append(genesis)
+                self._record(genesis)
                 found = genesis
             if not isinstance(found, GenesisRecord):
-                raise BlockLogError(f"{self._log.path} does not begin with a genesis")
+                raise BlockLogError(f"{self.log.path} does not begin with a genesis")
             self.genesis = found
             self._begin()
             for record in records:
                 self._replay(record)
             self.flush()
         except BaseException:
-            self._log.close()
+            self.log.close()
             raise
 
     def _begin(self) -> None:
@@ -102,7 +103,7 @@ class Chain:
 
     def close(self) -> None:
         self.flush()
-        self._log.close()
+        self.log.close()
 
     @property
     def head(self) -> Block:
@@ -110,16 +111,15 @@ class Chain:
         assert isinstance(head, Block)
         return head
 
-    @property
-    def unwritten(self) -> bool:
-        """Whether something happened that is not on disk yet."""
-        return bool(self._unwritten)
+    def take_unwritten(self) -> list[Record]:
+        """The records that are not in the log yet, for the caller to append to it."""
+        records, self._unwritten = self._unwritten, []
+        return records
 
     def flush(self) -> None:
         """Have everything on disk; after an OSError the process must end, for it is ahead of its log."""
-        if self._unwritten:
-            self._log.append(self._unwritten)
-            self._unwritten.clear()
+        if records := self.take_unwritten():
+            self.log.append(records)
 
     def block(self, number: int) -> Block | None:
         if not 0 <= number < len(self._positions):
@@ -179,7 +179,7 @@ class Chain:
             if transaction.gas <= gas_left and self.is_payable(transaction, base_fee_wei):
                 receipts.append(self._execute(transaction, base_fee_wei, receipts))
         block = self._seal(conditions, receipts)
-        self._unwritten.append(
+        self._record(
             BlockRecord(
                 hash=block.hash.hex(),
                 timestamp=timestamp,
@@ -194,7 +194,7 @@ class Chain:
     def give(self, address: str, balance_wei: int) -> None:
         """Set a balance; raises MachineError."""
         self.machine.give(address, balance_wei)
-        self._unwritten.append(GiftRecord(address=address, balance_wei=str(balance_wei)))
+        self._record(GiftRecord(address=address, balance_wei=str(balance_wei)))
         self._add(Gift(address=address, balance_wei=balance_wei))
 
     def steps_up_to(self, number: int) -> int:
@@ -205,7 +205,7 @@ class Chain:
         """Go back to the first so many steps; the blocks that are no more, newest first."""
         if steps == len(self.steps):
             return []
-        self._unwritten.append(CutRecord(steps=steps))
+        self._record(CutRecord(steps=steps))
         return self._cut(steps)
 
     @contextmanager
@@ -224,6 +224,10 @@ class Chain:
         finally:
             for step in later:
                 self._again(step)
+
+    def _record(self, record: Record) -> None:
+        self._unwritten.append(record)
+        self.recorded += 1
 
     def _rewind(self, steps: int) -> None:
         last = self.steps[steps - 1]
@@ -315,7 +319,7 @@ class Chain:
                 block = self._seal(conditions, receipts)
                 if block.hash.hex() != record.hash:
                     raise BlockLogError(
-                        f"{self._log.path}: block {block.number} gave another hash when it was executed again"
+                        f"{self.log.path}: block {block.number} gave another hash when it was executed again"
                     )
             case GiftRecord():
                 self.machine.give(record.address, int(record.balance_wei))
@@ -323,4 +327,4 @@ class Chain:
             case CutRecord():
                 self._cut(record.steps)
             case GenesisRecord():
-                raise BlockLogError(f"{self._log.path} has a second genesis")
+                raise BlockLogError(f"{self.log.path} has a second genesis")

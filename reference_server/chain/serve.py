@@ -1,7 +1,7 @@
 """The node as a process: JSON-RPC over HTTP on loopback, blocks at an interval, and a graceful end.
 
-Requests that arrive together share one fsync: each is executed at once and answered after the flush that
-follows.
+Nothing is shown before it is on disk: a request is executed at once and answered after the fsync of all that
+was executed until then. Requests that arrive during an fsync share the next one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Service:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._flush: asyncio.Future[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._mined: asyncio.Task[None] | None = None
+        self._written = 0  # of the chain's records, how many are on disk
         self._interval: asyncio.TimerHandle | None = None
         self._rpc = Rpc(EthMethods(node), DevelopmentMethods(node, self.set_interval))
 
@@ -76,18 +78,12 @@ class Service:
 
     async def flushed(self) -> None:
         """Wait until all that has happened so far is on disk."""
-        if not self._node.chain.unwritten:
-            return
-        if self._flush is None:
-            loop = asyncio.get_running_loop()
-            self._flush = loop.create_future()
-            loop.call_soon(self._flush_now, self._flush)
-        await asyncio.shield(self._flush)
-
-    def _flush_now(self, done: asyncio.Future[None]) -> None:
-        self._flush = None
-        self._write()
-        done.set_result(None)
+        recorded = self._node.chain.recorded
+        while self._written < recorded:
+            if self._writing is None:
+                self._writing = asyncio.create_task(self._write())
+            # Many wait for it: that one of them is cancelled is nothing to the others.
+            await asyncio.shield(self._writing)
 
     def set_interval(self, seconds: float) -> None:
         """Make a block every so many seconds from now on; 0 ends it."""
@@ -99,17 +95,21 @@ class Service:
 
     def _mine(self, seconds: float) -> None:
         self._node.mine()
-        self._write()
+        self._mined = asyncio.create_task(self.flushed())
         self.set_interval(seconds)
 
-    def _write(self) -> None:
+    async def _write(self) -> None:
+        recorded = self._node.chain.recorded
         try:
-            self._node.flush()
+            # In a thread: what arrives meanwhile is executed, and shares the next one.
+            await asyncio.to_thread(self._node.chain.log.append, self._node.chain.take_unwritten())
         except OSError:
-            # The chain in memory is ahead of the one on disk, and somebody might read it: better to be gone.
+            # The chain in memory is ahead of the one on disk and can never be shown: better to be gone.
             log.exception("cannot write the log; the node ends")
             logging.shutdown()
             os._exit(1)
+        self._written = recorded
+        self._writing = None
 
 
 async def respond(send: Send, status: int, body: bytes) -> None:
@@ -143,3 +143,4 @@ async def serve(
     ready()
     await server.serve(sockets=[listener])
     service.set_interval(0)
+    await service.flushed()

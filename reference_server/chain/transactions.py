@@ -7,18 +7,16 @@ refused.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import rlp
 from coincurve import PublicKey
 from eth_hash.auto import keccak
-from rlp.exceptions import RLPException
+
+from reference_server.chain import rlp
+from reference_server.chain.rlp import Item
 
 # Half of the curve's order: a signature's s above it is the same signature spelt differently (EIP-2).
 S_MAX = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 INITCODE_BYTES_MAX = 49_152  # EIP-3860
-
-Field = Any  # RLP: bytes, or a list of fields
 
 
 class TransactionError(Exception):
@@ -66,10 +64,10 @@ def decode_transaction(raw: bytes, *, sender: str | None = None) -> Transaction:
         raise TransactionError("Failed to decode transaction: it is empty")
     try:
         if raw[0] >= 0xC0:
-            return _legacy(raw, rlp.decode(raw), sender)
+            return _legacy(raw, rlp.decode_list(raw), sender)
         if raw[0] in (1, 2):
-            return _typed(raw, rlp.decode(raw[1:]), sender)
-    except (RLPException, ValueError, TypeError, IndexError) as error:
+            return _typed(raw, rlp.decode_list(raw[1:]), sender)
+    except (ValueError, RecursionError) as error:
         raise TransactionError(f"Failed to decode transaction: {error}") from None
     raise TransactionError(f"Failed to decode transaction: type {raw[0]} is not supported")
 
@@ -84,14 +82,13 @@ def intrinsic_gas(transaction: Transaction) -> int:
     return gas + 2_400 * len(transaction.access_list) + 1_900 * keys
 
 
-def _legacy(raw: bytes, fields: list[Field], sender: str | None) -> Transaction:
+def _legacy(raw: bytes, fields: list[Item], sender: str | None) -> Transaction:
     nonce, price, gas, to, value, data, v, r, s = fields
     v_number = _integer(v)
     if v_number < 35:
         raise TransactionError("only replay-protected (EIP-155) transactions allowed over RPC")
     chain_id = (v_number - 35) // 2
-    unsigned = [*fields[:6], rlp.sedes.big_endian_int.serialize(chain_id), b"", b""]
-    digest = keccak(rlp.encode(unsigned))
+    digest = keccak(rlp.encode([*fields[:6], chain_id, 0, 0]))
     signature = (_integer(r), _integer(s), (v_number - 35) % 2)
     return Transaction(
         hash=keccak(raw),
@@ -105,7 +102,7 @@ def _legacy(raw: bytes, fields: list[Field], sender: str | None) -> Transaction:
         gas=_integer(gas),
         to=_recipient(to),
         value_wei=_integer(value),
-        data=data,
+        data=_data(data),
         access_list=(),
         v=v_number,
         r=signature[0],
@@ -113,7 +110,7 @@ def _legacy(raw: bytes, fields: list[Field], sender: str | None) -> Transaction:
     )
 
 
-def _typed(raw: bytes, fields: list[Field], sender: str | None) -> Transaction:
+def _typed(raw: bytes, fields: list[Item], sender: str | None) -> Transaction:
     if raw[0] == 1:
         chain_id, nonce, tip, gas, to, value, data, access_list, parity, r, s = fields
         fee = tip
@@ -134,10 +131,8 @@ def _typed(raw: bytes, fields: list[Field], sender: str | None) -> Transaction:
         gas=_integer(gas),
         to=_recipient(to),
         value_wei=_integer(value),
-        data=data,
-        access_list=tuple(
-            (_address(address), tuple(_integer(key) for key in keys)) for address, keys in access_list
-        ),
+        data=_data(data),
+        access_list=_access_list(access_list),
         v=signature[2],
         r=signature[0],
         s=signature[1],
@@ -161,17 +156,39 @@ def created_address(sender: str, nonce: int) -> str:
     return "0x" + keccak(rlp.encode([bytes.fromhex(sender[2:]), nonce]))[12:].hex()
 
 
-def _integer(field: Field) -> int:
+def _integer(field: Item) -> int:
     if not isinstance(field, bytes) or len(field) > 32 or field[:1] == b"\0":
         raise TransactionError("Failed to decode transaction: not a number in its shortest form")
     return int.from_bytes(field, "big")
 
 
-def _address(field: Field) -> str:
+def _address(field: Item) -> str:
     if not isinstance(field, bytes) or len(field) != 20:
         raise TransactionError("Failed to decode transaction: an address has 20 bytes")
     return "0x" + field.hex()
 
 
-def _recipient(field: Field) -> str | None:
+def _access_list(field: Item) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Addresses and the 32-byte keys of their slots."""
+    entries = []
+    for entry in field:
+        if not isinstance(entry, list) or len(entry) != 2:
+            raise TransactionError("Failed to decode transaction: not an access list")
+        entries.append((_address(entry[0]), tuple(_slot(key) for key in entry[1])))
+    return tuple(entries)
+
+
+def _slot(field: Item | int) -> int:
+    if not isinstance(field, bytes) or len(field) != 32:
+        raise TransactionError("Failed to decode transaction: a slot's key has 32 bytes")
+    return int.from_bytes(field, "big")
+
+
+def _data(field: Item) -> bytes:
+    if not isinstance(field, bytes):
+        raise TransactionError("Failed to decode transaction: the data is a list")
+    return field
+
+
+def _recipient(field: Item) -> str | None:
     return None if field == b"" else _address(field)
