@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -401,7 +402,12 @@ def test_the_speed_of_the_relay_is_measured_by_a_command(market_database: Market
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*REFERENCE_COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [*REFERENCE_COMMAND, *arguments],
+        env={name: value for name, value in os.environ.items() if not name.startswith("SEATRIAL_")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
