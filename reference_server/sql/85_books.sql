@@ -11,7 +11,7 @@ SELECT
     market_id,
     balance AS balance_micro,
     version,
-    CASE WHEN kind <> 'external_onchain' THEN 0::bigint END AS floor_micro
+    CASE WHEN kind NOT IN ('external_onchain', 'suspense_receivable') THEN 0::bigint END AS floor_micro
 FROM accounts;
 
 CREATE VIEW books.transactions AS
