@@ -1,0 +1,186 @@
+"""After the pause commits not one trade commits, by any path or process, by PostgreSQL's own commit times."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from chaos.postgres import Postgres, choose_postgres
+from chaos.supervisor import Supervisor
+from chaos.target import REFERENCE_COMMAND, create_database, install
+from tests.conftest import MarketDatabase
+from tests.integration.conftest import STRATEGIES, running
+from tests.integration.desk import Connection, Desk, Order, execute_batch, one
+from tests.integration.market_client import MarketClient, User, await_condition, refusal
+
+PATIENCE_S = 30.0
+# How much everybody has traded before the drift, and how often everybody is refused after it.
+BEFORE, AFTER = 20, 5
+CRITICAL_MICRO = 100_000_000
+
+COMMITTED_AFTER = """
+SELECT count(*), count(*) FILTER (WHERE pg_xact_commit_timestamp(t.xmin) > pg_xact_commit_timestamp(p.xmin))
+  FROM trades AS t CROSS JOIN platform_state AS p"""
+
+
+@pytest.fixture(scope="module")
+def supervised(scratch: Path) -> Iterator[tuple[Supervisor, Postgres]]:
+    """A cluster whose commits have times."""
+    folder = scratch / "stops_trading"
+    with Supervisor(folder) as supervisor:
+        postgres = choose_postgres(
+            "embedded",
+            supervisor=supervisor,
+            data_dir=folder / "pgdata",
+            durable=False,
+            settings={"track_commit_timestamp": "on"},
+        )
+        postgres.start()
+        yield supervisor, postgres
+        postgres.stop()
+
+
+@pytest.fixture
+def desk(
+    supervised: tuple[Supervisor, Postgres], request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Desk]:
+    dsn = create_database(supervised[1].dsn, request.node.name[:60])
+    access = install(REFERENCE_COMMAND, dsn, tmp_path / "install.log")
+    database = MarketDatabase(
+        admin_dsn=dsn,
+        app_dsn=access.server_dsn,
+        judge_dsn=access.judge_dsn,
+        admin_token=access.admin_token,
+    )
+    with Desk(database) as desk:
+        yield desk
+
+
+class Trader:
+    """Trades one after another until it has been refused so often, or is stopped."""
+
+    def __init__(self, trade: Callable[[int], tuple[int, str]]) -> None:
+        self._trade = trade
+        self.done = 0
+        self.refused = 0
+
+    def run(self, stop: threading.Event) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            status, code = self._trade(number)
+            if status == 200:
+                self.done += 1
+            else:
+                assert (status, code) == (503, "trading_paused")
+                self.refused += 1
+
+
+def http_trader(client: MarketClient, user: User, market_id: int) -> Trader:
+    """Over a server, with whatever strategy it has."""
+
+    def trade(number: int) -> tuple[int, str]:
+        reply = client.trade(user, market_id, outcome=number % 2, shares=1000)
+        return (200, "") if reply.status_code == 200 else refusal(reply)
+
+    return Trader(trade)
+
+
+def sql_trader(connection: Connection, market_id: int, user: str, path: str) -> Trader:
+    """Past the servers, by one of the functions that they call."""
+
+    def trade(number: int) -> tuple[int, str]:
+        order = Order(user, f"{path}-{number}", outcome=number % 2, shares=1000)
+        if path == "batch":
+            (answer,) = execute_batch(connection, market_id, [order])
+            return answer.status, "" if answer.status == 200 else answer.code
+        status, body = one(
+            connection,
+            """SELECT status, body FROM execute_trade_lmsr(%s, %s, %s, %s, null, null, %s, %s)""",
+            *(user, market_id, order.outcome, order.shares, order.key, order.hash),
+        )
+        return status, "" if status == 200 else "trading_paused" if "trading_paused" in body else body
+
+    return Trader(trade)
+
+
+def reconcile(dsn: str, custody_micro: int, block: int) -> int:
+    """The command in a process of its own; its exit code."""
+    words = ["--dsn", dsn, "--custody-micro", str(custody_micro), "--block", str(block)]
+    return subprocess.run(
+        [*REFERENCE_COMMAND, "reconcile", *words], capture_output=True, timeout=PATIENCE_S, check=False
+    ).returncode
+
+
+class Floor:
+    """Everybody trades on one market: two users at a server of each strategy, and past the servers."""
+
+    def __init__(self, desk: Desk, supervisor: Supervisor, stack: ExitStack) -> None:
+        market_id = desk.market()
+        self.traders: list[Trader] = []
+        for strategy in STRATEGIES:
+            server = stack.enter_context(running(supervisor, desk.database, strategy=strategy))
+            client = stack.enter_context(MarketClient(server))
+            self.traders += [http_trader(client, client.user(), market_id) for _ in range(2)]
+        for path in ("batch", "alone"):
+            connection = stack.enter_context(psycopg.connect(desk.database.app_dsn, autocommit=True))
+            self.traders.append(sql_trader(connection, market_id, desk.user(path), path))
+        self._stop = threading.Event()
+        pool = stack.enter_context(ThreadPoolExecutor(len(self.traders)))
+        stack.callback(self._stop.set)
+        self._running = [pool.submit(trader.run, self._stop) for trader in self.traders]
+
+    def await_each(self, count: Callable[[Trader], int], least: int, what: str) -> None:
+        """Return when everybody has counted so far; at once when somebody failed."""
+
+        def holds() -> bool:
+            return all(count(trader) >= least for trader in self.traders) or any(
+                trader.done() for trader in self._running
+            )
+
+        await_condition(holds, what, timeout_s=PATIENCE_S)
+
+    def close(self) -> int:
+        """Everybody stops; how often they traded. Raises what anybody met."""
+        self._stop.set()
+        for trader in self._running:
+            trader.result(timeout=PATIENCE_S)
+        return sum(trader.done for trader in self.traders)
+
+
+def test_no_trade_commits_after_the_pause(desk: Desk, supervised: tuple[Supervisor, Postgres]) -> None:
+    with ExitStack() as stack:
+        floor = Floor(desk, supervised[0], stack)
+        floor.await_each(lambda trader: trader.done, BEFORE, "everybody trades")
+        (custody,) = desk.row("SELECT -balance FROM accounts WHERE kind = 'external_onchain'")
+        assert reconcile(desk.database.admin_dsn, custody, 1) == 0
+        assert reconcile(desk.database.admin_dsn, custody - CRITICAL_MICRO, 2) == 3
+        floor.await_each(lambda trader: trader.refused, AFTER, "everybody is refused")
+        done = floor.close()
+    trades, late = desk.row(COMMITTED_AFTER)
+    assert trades == done >= BEFORE * len(floor.traders)
+    assert late == 0
+    desk.assert_books_agree()
+
+
+def test_a_trade_that_slips_through_the_gate_would_be_seen(desk: Desk) -> None:
+    """The gate without its lock lets a trade of before commit after."""
+    desk.user("ann")
+    market_id = desk.market()
+    desk.admin.execute(
+        """CREATE OR REPLACE FUNCTION pass_pause_gate() RETURNS boolean LANGUAGE sql VOLATILE
+           AS 'SELECT NOT paused FROM platform_state'"""
+    )
+    with psycopg.connect(desk.database.app_dsn) as slow:
+        (answer,) = execute_batch(slow, market_id, [Order("ann", "k", shares=1000)])
+        assert answer.status == 200
+        desk.row("SELECT pause_trading('drill')")
+        slow.commit()
+    assert desk.row(COMMITTED_AFTER) == (1, 1)
