@@ -20,8 +20,11 @@ from reference_server.idempotency import KeysInFlight
 from reference_server.problem import MEDIA_TYPE, Problem
 from reference_server.replies import Disconnected, Receive, Scope, Send, failure
 from reference_server.routes import ROUTES, Services
+from reference_server.siwe import Audience
 from reference_server.strategies import STRATEGIES
 from reference_server.trading import PATH, TradeEndpoint
+from reference_server.wallets import WALLET_ROUTES
+from reference_server.withdrawals import WITHDRAWAL_ROUTES
 
 # What Litestar's own refusals are called here.
 CODE_OF_STATUS = {
@@ -36,7 +39,9 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("reference_server.app")
 
 
-def create_services(database: Database, health: Health, *, trade_strategy: str) -> Services:
+def create_services(
+    database: Database, health: Health, *, trade_strategy: str, audience: Audience
+) -> Services:
     """The parts of one server process."""
 
     async def lookup(token_hash: bytes) -> Caller | None:
@@ -51,6 +56,7 @@ def create_services(database: Database, health: Health, *, trade_strategy: str) 
         keys=KeysInFlight(),
         strategy=STRATEGIES[trade_strategy](database),
         health=health,
+        audience=audience,
     )
 
 
@@ -58,7 +64,7 @@ def create_app(services: Services) -> Application:
     """The ASGI application."""
     trade = TradeEndpoint(services.authentication, services.keys, services.strategy)
     others = Litestar(
-        ROUTES,
+        [*ROUTES, *WALLET_ROUTES, *WITHDRAWAL_ROUTES],
         state=State({"services": services}),
         openapi_config=None,  # the document is made from the same shapes in reference_server.openapi
         exception_handlers={Exception: refuse},
@@ -104,7 +110,9 @@ def allowed_methods(request: Request[Any, Any, State]) -> str:
     return ", ".join(sorted(methods))
 
 
-def assemble(dsn: str, connection: Connection, *, strategy: str, pool_min: int, pool_max: int) -> Services:
+def assemble(
+    dsn: str, connection: Connection, *, strategy: str, pool_min: int, pool_max: int, audience: Audience
+) -> Services:
     """The parts of one server process, around a connection that is already open."""
     database = Database(dsn, pool_min=pool_min, pool_max=pool_max)
-    return create_services(database, Health(dsn, connection), trade_strategy=strategy)
+    return create_services(database, Health(dsn, connection), trade_strategy=strategy, audience=audience)

@@ -25,6 +25,7 @@ Positive = Annotated[int, Meta(ge=1, le=INT64_MAX, description="micro-USDC or mi
 Text = Annotated[str, Meta(min_length=1, max_length=1000)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 OutcomeName = Annotated[str, Meta(min_length=1, max_length=100)]
+Address = Annotated[str, Meta(min_length=42, max_length=42, pattern=r"^0x[0-9a-fA-F]{40}$")]
 UserId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:@-]+$")]
 
 
@@ -75,6 +76,22 @@ class UserRequest(
 
     name: Name
     user_id: UserId | UnsetType = UNSET
+
+
+class WalletRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """A message as EIP-4361 has it, and its EIP-191 signature by the wallet it names."""
+
+    message: Annotated[str, Meta(min_length=1, max_length=4096)]
+    signature: Annotated[str, Meta(min_length=132, max_length=132, pattern=r"^0x[0-9a-fA-F]{130}$")]
+
+
+class WithdrawalRequest(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
+):
+    """Money to a wallet of the caller's; `address` may be left out by who has linked only one."""
+
+    amount: Annotated[int, Meta(ge=1, le=AMOUNT_MICRO_MAX, description="micro-USDC")]
+    address: Address | UnsetType = UNSET
 
 
 Body = TypeVar("Body", bound=msgspec.Struct)

@@ -57,6 +57,12 @@ LEDGER_LIMIT = {
     "description": "how many entries at most",
     "schema": {"type": "integer", "minimum": 1, "maximum": 200, "default": 50},
 }
+WITHDRAWAL_ID = {
+    "name": "withdrawalId",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "format": "uuid"},
+}
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -118,6 +124,27 @@ OPERATIONS = (
     Operation(
         "get", "/api/account/reconciliation", "Own balance against the entries", "user",
         reply_shapes.ReconciliationReply, (*QUERY, *READ),
+    ),
+    Operation(
+        "post", "/api/wallets/nonces", "Begin to link a wallet", "user", reply_shapes.NonceReply,
+        (*QUERY, *DATABASE), status=201,
+    ),
+    Operation(
+        "post", "/api/wallets", "Link a wallet that signed a message", "user", reply_shapes.WalletReply,
+        ("wallet_linked", "message_refused", "signature_invalid", "nonce_invalid", *BODY, *DATABASE),
+        status=201, body=bodies.WalletRequest,
+    ),
+    Operation(
+        "get", "/api/wallets", "Own wallets", "user", reply_shapes.WalletsReply, (*QUERY, *DATABASE),
+    ),
+    Operation(
+        "post", "/api/withdrawals", "Pay money out to an own wallet", "user", reply_shapes.ReservedReply,
+        ("insufficient_funds", "wallet_not_linked", "trading_paused", *BODY, *DATABASE),
+        status=202, body=bodies.WithdrawalRequest, key=True,
+    ),
+    Operation(
+        "get", "/api/withdrawals/{withdrawalId}", "How far a withdrawal is", "user",
+        reply_shapes.WithdrawalReply, ("withdrawal_not_found", *QUERY, *READ), parameters=(WITHDRAWAL_ID,),
     ),
 )  # fmt: skip
 

@@ -148,3 +148,59 @@ class ReconciliationReply(Shape):
     entries: int
     difference: int
     reconciled: bool
+
+
+class NonceReply(Shape):
+    """A nonce for one message, and whom the message must be for."""
+
+    nonce: str
+    expires_at: str
+    domain: str
+    chain_id: int
+
+
+class WalletReply(Shape):
+    """A wallet that is now the caller's; addresses are shown in lower case."""
+
+    address: str
+    user_id: str
+    linked_at: str
+
+
+class LinkedWallet(Shape):
+    """A wallet of the caller's."""
+
+    address: str
+    linked_at: str
+
+
+class WalletsReply(Shape):
+    """The caller's wallets, oldest first."""
+
+    wallets: list[LinkedWallet]
+
+
+class ReservedReply(Shape):
+    """A withdrawal that was accepted: the money is reserved, `balance` is what is left."""
+
+    withdrawal_id: str
+    status: Literal["reserved"]
+    amount: int
+    address: str
+    transaction_id: int
+    balance: int
+    account_version: int
+
+
+class WithdrawalReply(Shape):
+    """How far a withdrawal is; `final` and, but for the deepest reorganisations, `returned` are the end."""
+
+    withdrawal_id: str
+    status: Literal["reserved", "sent", "mined", "final", "returned"]
+    amount: int
+    address: str
+    tx_hash: str | None
+    block_number: int | None
+    reason: str | None
+    created_at: str
+    changed_at: str

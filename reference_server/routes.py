@@ -37,6 +37,7 @@ from reference_server.idempotency import KeysInFlight, request_hash
 from reference_server.problem import Problem
 from reference_server.replies import Receive, read_body, reply_headers
 from reference_server.sequencer import Reply
+from reference_server.siwe import Audience
 from reference_server.strategies import Strategy
 
 LEDGER_LIMIT_DEFAULT = 50
@@ -61,6 +62,7 @@ class Services:
     keys: KeysInFlight
     strategy: Strategy
     health: Health
+    audience: Audience
 
 
 ApiRequest = Request[Any, Any, State]

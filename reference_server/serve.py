@@ -28,6 +28,7 @@ from reference_server.app import assemble, create_app
 from reference_server.database import CONNECT_TIMEOUT_S, Connection, connect
 from reference_server.problem import Problem
 from reference_server.replies import head_of_problem
+from reference_server.siwe import Audience
 
 BACKLOG = 2_048
 GRACEFUL_S = 10
@@ -76,6 +77,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("batch", "row_lock", "optimistic"),
         default="batch",
         help="how trades of one market are executed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--wallet-domain",
+        default=os.environ.get("SEATRIAL_WALLET_DOMAIN", "localhost"),
+        help="domain that wallets sign in to (default: $SEATRIAL_WALLET_DOMAIN or localhost)",
+    )
+    parser.add_argument(
+        "--chain-id",
+        type=int,
+        default=int(os.environ.get("SEATRIAL_CHAIN_ID", "31337")),
+        help="chain that wallets sign in for (default: $SEATRIAL_CHAIN_ID or 31337)",
     )
     parser.add_argument("--pool-max", type=int, default=50, help="most connections (default: %(default)s)")
     parser.add_argument("--pool-min", type=int, default=5, help="fewest connections (default: %(default)s)")
@@ -151,6 +163,7 @@ async def serve(arguments: argparse.Namespace, listener: socket.socket, started:
         strategy=arguments.trade_strategy,
         pool_min=arguments.pool_min,
         pool_max=arguments.pool_max,
+        audience=Audience(arguments.wallet_domain, arguments.chain_id),
     )
     await services.database.open()
     try:

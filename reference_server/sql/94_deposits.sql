@@ -1,9 +1,9 @@
 -- Deposits: the vault's events as the watcher read them, and the money that each is worth in the books.
 --
--- One row a deposit in one place of one block. It is `seen` while its block is not deep enough (no money
--- has moved), `credited` to its owner, `suspended` when nobody knows the owner, `refused` when it is more than
--- the books can hold, and `reversed` when its block has left the chain afterwards; a transaction that comes
--- back in another block is another row. At most one row of a (transaction, log index) is not reversed.
+-- One row a deposit in one place of one block. It is `seen` while its block is not deep enough: no money has
+-- moved. Then it is `credited` to its owner, `suspended` when nobody knows the owner, or `refused` when it is
+-- more than the books can hold; and `reversed` when its block has left the chain afterwards. A transaction
+-- that comes back in another block is another row: at most one of a (transaction, log index) is not reversed.
 --
 -- The cursor is the newest checkpoint: everything up to that block is in the books, written with it in one
 -- transaction (record_deposits). A checkpoint whose hash is no longer the chain's tells of a reorganisation.

@@ -109,7 +109,7 @@ def new_key() -> str:
 
 def accepted(reply: httpx.Response) -> Any:
     """The body of a reply that must be a success."""
-    assert reply.status_code in (200, 201), reply.text
+    assert reply.status_code in (200, 201, 202), reply.text
     return reply.json()
 
 
@@ -126,7 +126,7 @@ def check_reply(method: str, path: str, reply: httpx.Response) -> None:
             operation
             for operation in OPERATIONS
             if operation.method == method.lower()
-            and re.fullmatch(operation.path.replace("{marketId}", "[^/]+"), path.partition("?")[0])
+            and re.fullmatch(re.sub("{.*?}", "[^/]+", operation.path), path.partition("?")[0])
         ),
         None,
     )
