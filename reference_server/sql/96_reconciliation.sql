@@ -23,6 +23,7 @@ CREATE TABLE reconciliation_settings (
     pause_micro bigint NOT NULL DEFAULT 1000000,
     critical_micro bigint NOT NULL DEFAULT 100000000,
     pause_after int NOT NULL DEFAULT 3 CHECK (pause_after > 0),
+    silence_s int NOT NULL DEFAULT 300 CHECK (silence_s > 0),
     CONSTRAINT thresholds_rise CHECK (alert_micro <= pause_micro AND pause_micro <= critical_micro)
 );
 
@@ -30,6 +31,9 @@ COMMENT ON COLUMN reconciliation_settings.alert_micro IS 'A drift from here on i
 COMMENT ON COLUMN reconciliation_settings.pause_micro
 IS 'A drift from here on stops trading when pause_after findings in succession reach it.';
 COMMENT ON COLUMN reconciliation_settings.critical_micro IS 'A drift from here on stops trading at once.';
+
+COMMENT ON COLUMN reconciliation_settings.silence_s
+IS 'For how long the watcher may not have looked at the chain.';
 
 INSERT INTO reconciliation_settings DEFAULT VALUES;
 
@@ -140,24 +144,59 @@ END
 $$;
 
 -- What one side, chain or books, has and the other not yet. amount_micro: what it does to the custody, a
--- deposit > 0, a withdrawal < 0. block_number: where the chain did it; null: not yet, or nobody has seen it.
--- booked: the books have done it too. At block B an item accounts for +amount when the chain has done it by B
--- and the books not, for -amount when the books have done it and the chain not by B, else for nothing.
--- Required of a row: when the books have done it, they say in which block. So every deposit and withdrawal
--- belongs here for ever; only those not booked or above B are read, by an index on each.
+-- deposit > 0, a withdrawal < 0. block_number: where the chain did it; null: not that anybody knows. booked:
+-- the books have done it too. At block B an item accounts for +amount when the chain has done it by B and the
+-- books not, for -amount when the books have done it and the chain not by B, else for nothing. So every
+-- deposit and withdrawal belongs here for ever; read are those not booked or above B, by an index on each.
 --
--- Money reserved for withdrawals is in custody until the chain has paid it: as one item, of no weight. The
--- tables of deposits and withdrawals take its place, one item a row.
+-- What the chain is known to have done is of the view of the watcher, watched_chain: the custody is that of a
+-- block in that view, and the watcher writes its head down after what the blocks up to there hold.
 CREATE VIEW in_flight_items AS
 SELECT
-    'withdrawals' AS item_kind,
-    'withdraw_in_flight' AS item_id,
-    -balance AS amount_micro,
-    'reserved for withdrawals that the chain is not known to have paid' AS explanation,
-    null::bigint AS block_number,
+    'deposit' AS item_kind,
+    tx_hash || ':' || log_index AS item_id,
+    amount AS amount_micro,
+    CASE status
+        WHEN 'seen' THEN 'in the vault; its block is not deep enough, or not booked yet'
+        ELSE 'in the vault; more than the books can hold'
+    END AS explanation,
+    block_number,
     false AS booked
-FROM accounts
-WHERE kind = 'withdraw_in_flight' AND balance <> 0;
+FROM deposits
+WHERE status IN ('seen', 'refused')
+UNION ALL
+SELECT
+    'deposit' AS item_kind,
+    tx_hash || ':' || log_index AS item_id,
+    amount AS amount_micro,
+    'booked; in a later block' AS explanation,
+    block_number,
+    true AS booked
+FROM deposits
+WHERE status IN ('credited', 'suspended')
+UNION ALL
+SELECT
+    'withdrawal' AS item_kind,
+    withdrawal_id::text AS item_id,
+    -amount AS amount_micro,
+    CASE status
+        WHEN 'mined' THEN 'paid by the vault; its block is not deep enough, or not booked yet'
+        ELSE status || '; still in the vault'
+    END AS explanation,
+    block_number,
+    false AS booked
+FROM withdrawals
+WHERE status IN ('reserved', 'sent', 'mined')
+UNION ALL
+SELECT
+    'withdrawal' AS item_kind,
+    withdrawal_id::text AS item_id,
+    -amount AS amount_micro,
+    'booked; paid in a later block' AS explanation,
+    block_number,
+    true AS booked
+FROM withdrawals
+WHERE status = 'final';
 
 -- The items that matter at a block, with what they account for.
 CREATE FUNCTION in_flight_at(p_block bigint)
@@ -244,6 +283,7 @@ LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_seen bigint;
+    v_watched watched_chain;
 BEGIN
     IF p_custody_micro IS null OR p_block IS null THEN
         RETURN 'the custody or its block is not given';
@@ -252,6 +292,13 @@ BEGIN
     WHERE trouble IS null ORDER BY run_id DESC LIMIT 1;
     IF p_block < v_seen AND NOT p_lower_block THEN
         RETURN 'the node lags: it is at block ' || p_block || ' and was seen at block ' || v_seen;
+    END IF;
+    SELECT * INTO v_watched FROM watched_chain;
+    IF p_block > v_watched.head_number THEN
+        RETURN 'the watcher lags: it has read up to block ' || v_watched.head_number;
+    ELSIF v_watched.looked_at
+        < clock_timestamp() - make_interval(secs => (SELECT silence_s FROM reconciliation_settings)) THEN
+        RETURN 'the watcher has been silent since ' || v_watched.looked_at;
     END IF;
     RETURN null;
 END

@@ -132,8 +132,10 @@ def test_the_judge_touches_no_table(judge: Connection, table: str) -> None:
 def test_the_judge_reads_every_book_and_writes_none(desk: Desk, judge: Connection) -> None:
     desk.user("ann")
     assert desk.trade(desk.market(), Order("ann", "k", shares=1_000_000)).status == 200
-    desk.row("""SELECT record_ledger_entry(2, account_id, 5, 'withdraw') FROM accounts
-                 WHERE kind = 'withdraw_in_flight'""")
+    desk.admin.execute(
+        "INSERT INTO withdrawals (user_id, address, amount, transaction_id) VALUES ('ann', %s, 5, 1)",
+        ["0x" + "a" * 40],
+    )
     desk.row("SELECT pause_trading('drill')")
     desk.resume()
     views = judge.execute(

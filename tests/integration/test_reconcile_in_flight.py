@@ -86,6 +86,24 @@ def test_a_reserved_withdrawal_is_in_custody_until_it_is_paid(market_database: M
             """SELECT record_ledger_entry(user_account('ann'), account_id, 30, 'withdraw')
                  FROM accounts WHERE kind = 'withdraw_in_flight'"""
         )
+        desk.admin.execute(
+            "INSERT INTO withdrawals (user_id, address, amount, transaction_id) VALUES ('ann', %s, 30, 1)",
+            ["0x" + "a" * 40],
+        )
         report = chain.reconcile()
     assert (report["verdict"], report["totals"]["withdraw_in_flight"]) == ("clean", 30)
     assert report["difference_micro"] == report["in_flight_micro"] == 0
+    (item,) = report["items"]
+    assert (item["item_kind"], item["amount_micro"]) == ("withdrawal", 0)
+    assert item["explanation"] == "reserved; still in the vault"
+
+
+def test_a_watcher_that_lags_or_is_silent_is_inconclusive(chain: Chain) -> None:
+    head = "0x" + "0" * 64
+    chain.desk.row("SELECT watch_vault(1, %s, %s, %s)", "0x" + "a" * 40, BLOCK, head)
+    assert chain.reconcile()["verdict"] == "clean"
+    assert "up to block 10" in chain.reconcile()["trouble"]
+    chain.desk.row("SELECT record_seen(%s, %s, '[]')", BLOCK + 5, head)
+    assert chain.reconcile()["verdict"] == "clean"
+    chain.desk.admin.execute("UPDATE watched_chain SET looked_at = looked_at - interval '301 s'")
+    assert "silent" in chain.reconcile()["trouble"]
