@@ -3,19 +3,21 @@
 1. One durable cluster, one database, one server process for each strategy, all up all the time.
 2. A cell is (level, tool, strategy, users); each gets a fresh market, and the cells of one number of users
    stand side by side in time, so that a slow minute of the machine hits all strategies alike.
-3. trades/s come from the books (trades booked over the time they span), never from what a client claims;
-   a client that counted more than was booked, or far less, is an error.
+3. Each cell warms up first. trades/s come from the books (trades booked since, over the time they span), not
+   from what a client claims; a client that counted more than was booked, or far less, is an error.
 4. At the end every balance must reconcile: speed bought with a broken ledger is not speed.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,12 @@ TOOLS = ("wrk", "locust")
 USERS_MAX = 500
 FUNDS_MICRO = 10**14
 B_MICRO = 10**12
+# Connections are opened and statements planned before the measuring begins.
+WARM_UP_S = 1.0
 SCENARIOS = Path(__file__).resolve().parents[1] / "scenarios"
 BOOKED = """
 SELECT count(*), extract(epoch FROM max(created_at) - min(created_at))::float8
-  FROM books.trades WHERE market_id = %s
+  FROM books.trades WHERE market_id = %s AND created_at >= to_timestamp(%s)
 """
 
 
@@ -119,6 +123,7 @@ class Bench:
         self._urls: dict[str, str] = {}
         self._tokens: list[str] = []
         self._user_ids: list[str] = []
+        self._runs = itertools.count(1)  # in every key: no run of a client repeats another's
         self._access: Access
 
     def __enter__(self) -> Bench:
@@ -198,12 +203,13 @@ class Bench:
         tokens = self._tokens[:users]
         if level == "sql":
             said = self._run_sql(market, strategy, users)
-        elif tool == "wrk":
-            said = self._run_wrk(market, self._urls[strategy], tokens)
         else:
-            said = self._run_locust(market, self._urls[strategy], tokens)
+            run_tool = self._run_wrk if tool == "wrk" else self._run_locust
+            run_tool(market, self._urls[strategy], tokens, WARM_UP_S)
+            since = time.time()
+            said = {**run_tool(market, self._urls[strategy], tokens, self.plan.seconds), "since": since}
         with psycopg.connect(self._access.judge_dsn) as connection:
-            booked, span_s = connection.execute(BOOKED, [market]).fetchone() or (0, None)
+            booked, span_s = connection.execute(BOOKED, [market, said["since"]]).fetchone() or (0, None)
         cell = f"{level} {tool} {strategy} {users} users"
         if not booked or not span_s:
             raise BenchError(f"{cell}: nothing was booked; see {self.folder / 'logs'}")
@@ -231,19 +237,23 @@ class Bench:
         command += ["--users", ",".join(self._user_ids[:users])]
         return _last_json(self._client(command, {}))
 
-    def _run_wrk(self, market: int, url: str, tokens: list[str]) -> dict[str, Any]:
-        command = ["wrk", "-t1", f"-c{len(tokens)}", f"-d{max(1, round(self.plan.seconds))}s"]
+    def _run_wrk(self, market: int, url: str, tokens: list[str], seconds: float) -> dict[str, Any]:
+        command = ["wrk", "-t1", f"-c{len(tokens)}", f"-d{max(1, round(seconds))}s"]
         command += ["--timeout", "60s", "-s", str(SCENARIOS / "bench_http.lua"), url]
-        env = {"SEATRIAL_BENCH_MARKET": str(market), "SEATRIAL_BENCH_TOKENS": ",".join(tokens)}
+        env = {
+            "SEATRIAL_BENCH_MARKET": str(market),
+            "SEATRIAL_BENCH_RUN": str(next(self._runs)),
+            "SEATRIAL_BENCH_TOKENS": ",".join(tokens),
+        }
         return _last_json(self._client(command, env))
 
-    def _run_locust(self, market: int, url: str, tokens: list[str]) -> dict[str, Any]:
+    def _run_locust(self, market: int, url: str, tokens: list[str], seconds: float) -> dict[str, Any]:
         access, figures = self._scratch / "access.json", self._scratch / "figures.json"
-        access.write_text(json.dumps({"market": market, "tokens": tokens}))
+        access.write_text(json.dumps({"market": market, "run": next(self._runs), "tokens": tokens}))
         figures.unlink(missing_ok=True)
         command = [sys.executable, "-m", "locust", "-f", str(SCENARIOS / "bench_http.py"), "--headless"]
         command += ["--users", str(len(tokens)), "--spawn-rate", str(len(tokens)), "--only-summary"]
-        command += ["--run-time", f"{self.plan.seconds:g}s", "--stop-timeout", "30", "--host", url]
+        command += ["--run-time", f"{max(1, round(seconds))}s", "--stop-timeout", "30", "--host", url]
         command += ["--exit-code-on-error", "0"]
         env = {"SEATRIAL_BENCH_ACCESS": str(access), "SEATRIAL_BENCH_OUT": str(figures)}
         self._client(command, env)

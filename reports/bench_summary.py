@@ -66,7 +66,7 @@ def bench_table(summary: list[Compared]) -> Table:
         box=None,
         header_style="dim",
         padding=(0, 1, 0, 0),
-        caption="ratio and p99 ratio are to row_lock in the same cell, of best to its own best",
+        caption="ratios are to row_lock in the same cell, of best to its own best",
         caption_justify="left",
     )
     for heading in ("measured by", "users", "strategy"):

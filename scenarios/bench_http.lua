@@ -2,7 +2,7 @@
 -- One thread; its connections share the token list round robin, and every request has a key of its own.
 -- Units: wrk counts latency in microseconds; the JSON line says milliseconds.
 
-local market = os.getenv("SEATRIAL_BENCH_MARKET")
+local market, run = os.getenv("SEATRIAL_BENCH_MARKET"), os.getenv("SEATRIAL_BENCH_RUN")
 local tokens, bodies, sent = {}, {}, 0
 for token in string.gmatch(os.getenv("SEATRIAL_BENCH_TOKENS"), "[^,]+") do tokens[#tokens + 1] = token end
 for outcome = 0, 1 do
@@ -14,7 +14,7 @@ request = function()
   local headers = {
     ["Authorization"] = "Bearer " .. tokens[sent % #tokens + 1],
     ["Content-Type"] = "application/json",
-    ["Idempotency-Key"] = "bench-" .. market .. "-" .. sent,
+    ["Idempotency-Key"] = "bench-" .. run .. "-" .. sent,
   }
   return wrk.format("POST", "/api/trade", headers, bodies[sent % 2 + 1])
 end

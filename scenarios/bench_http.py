@@ -46,7 +46,7 @@ class Buyer(FastHttpUser):  # type: ignore[misc]  # Locust ships no types
     @task  # type: ignore[untyped-decorator]
     def buy(self) -> None:
         self.sent += 1
-        self.headers["Idempotency-Key"] = f"bench-{ACCESS['market']}-{self.number}-{self.sent}"
+        self.headers["Idempotency-Key"] = f"bench-{ACCESS['run']}-{self.number}-{self.sent}"
         started = time.perf_counter()
         reply = self.client.post("/api/trade", data=self.bodies[self.sent % 2], headers=self.headers)
         if reply.status_code == 200:

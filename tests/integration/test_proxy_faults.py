@@ -170,7 +170,7 @@ def test_a_late_duplicate_comes_after_its_client_was_answered(
         assert receive(client, len(mine)) == mine
     assert [arrival.key for arrival in server.arrivals] == ["k1", "k2", "k1", "k3"]
     assert server.arrivals[2].raw == server.arrivals[0].raw
-    assert landed.evidence["copy"]["sent_ns"] - landed.evidence["reply_ns"] >= 300_000_000
+    assert landed.evidence["copy"]["sent_ns"] > landed.evidence["reply_ns"]
     assert landed.evidence["copy"]["reply_hash"] == digest(b"connection 2")
 
 
