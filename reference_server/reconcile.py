@@ -1,6 +1,6 @@
 """`python -m reference_server reconcile`: the books against the chain once, for cron; JSON on stdout.
 
-  1. the custody at one block: given as a number, or read from a node
+  1. the custody at one block: given as a number, or asked of a node (custody.py)
   2. in one transaction on one snapshot: the books, what is in flight, the verdict, perhaps the pause
 
 Exit codes: 0 clean, 1 alert, 2 usage, 3 trading was or stays paused for what was found, 4 inconclusive. A
@@ -13,30 +13,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
-from importlib import import_module
-from typing import Any, LiteralString, NamedTuple, TypeAlias
+import time
+from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
+from reference_server.custody import Connection, Custody, Vault, ask_custody, view_of_books
 
 OK, USAGE, INCONCLUSIVE = 0, 2, 4
 EXIT_CODES = {"clean": OK, "alert": 1, "pause": 3, "inconclusive": INCONCLUSIVE}
 CONNECT_TIMEOUT_S = 5
-# A full run over a million entries takes a second or two; the pause waits for money in motion, at most 30 s.
+# A full run over a million entries takes a second; the pause waits for money in motion, at most 30 s.
 STATEMENT_TIMEOUT_S = 300
-# An administrator who changed the platform's state in the same instant; the second try sees what they did.
+# The chain or the platform's state that changed in the same instant; another try sees what came of it.
 TRIES = 5
-
-
-class Custody(NamedTuple):
-    """What the vault holds at one block, or why that is not known."""
-
-    micro: int | None
-    block: int | None
-    trouble: str | None = None
+RETRY_S = 0.2
+ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 
 
 class Reading(NamedTuple):
@@ -56,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given = parser.add_argument_group("the custody, given")
     given.add_argument("--custody-micro", type=whole_number, metavar="N", help="in micro-USDC")
     given.add_argument("--block", type=whole_number, metavar="B", help="the block it was read at")
-    read = parser.add_argument_group("the custody, read from a node")
-    read.add_argument("--rpc", metavar="URL", help="JSON-RPC endpoint")
-    read.add_argument("--vault", metavar="ADDRESS", help="custody contract")
-    read.add_argument("--usdc", metavar="ADDRESS", help="token contract")
+    asked = parser.add_argument_group("the custody, asked of a node")
+    asked.add_argument("--rpc", metavar="URL", help="JSON-RPC endpoint")
+    asked.add_argument("--vault", metavar="ADDRESS", help="custody contract")
+    asked.add_argument("--usdc", metavar="ADDRESS", help="token contract")
     parser.add_argument("--full", action="store_true", help="every entry, not only those since the snapshot")
     parser.add_argument("--snapshot", action="store_true", help="keep every account, as the daily run does")
     parser.add_argument(
@@ -79,57 +74,74 @@ def whole_number(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Reconcile once and print the run."""
-    dsn = options.dsn or os.environ.get("SEATRIAL_DSN")
-    if not dsn:
-        return _usage("give --dsn or set SEATRIAL_DSN")
-    given = [options.custody_micro is not None, options.block is not None]
-    read = [options.rpc is not None, options.vault is not None, options.usdc is not None]
-    if any(given) == any(read) or not (all(given) or all(read)):
-        return _usage("give --custody-micro and --block, or --rpc, --vault and --usdc")
-    try:
-        conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as error:
-        return _usage(f"--dsn: {str(error).strip()}")
-    custody = Custody(options.custody_micro, options.block) if any(given) else read_custody(options)
+    dsn: str = options.dsn or os.environ.get("SEATRIAL_DSN", "")
+    trouble = usage_trouble(dsn, options)
+    if trouble:
+        print(f"reconcile: {trouble}", file=sys.stderr)
+        return USAGE
+    source = (
+        Vault(options.rpc, options.vault, options.usdc)
+        if options.rpc
+        else Custody(options.custody_micro, options.block)
+    )
     how = Reading(options.full, options.snapshot, options.lower_block)
     try:
-        report = reconcile(dsn, custody, how)
+        report = reconcile(dsn, source, how)
     except psycopg.Error as error:
         report = {"verdict": "inconclusive", "trouble": f"the books: {str(error).strip()}"}
     print(json.dumps(report))
     return EXIT_CODES[report["verdict"]]
 
 
-def read_custody(options: argparse.Namespace) -> Custody:
-    """What the vault holds at the newest block; a node that does not answer is trouble, not an error."""
-    # web3 takes a second to import, and a custody that is given needs none of it
-    client = import_module("reference_server.chain.client")
+def usage_trouble(dsn: str, options: argparse.Namespace) -> str | None:
+    """What is wrong with the command; None: nothing."""
+    if not dsn:
+        return "give --dsn or set SEATRIAL_DSN"
     try:
-        chain = client.connect(options.rpc, vault=options.vault, usdc=options.usdc)
-        block: int = chain.block_number()
-        return Custody(chain.custody_balance(block), block)
-    except client.ChainError as error:
-        return Custody(None, None, f"the node: {error}")
+        conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        return f"--dsn: {str(error).strip()}"
+    given = [options.custody_micro is not None, options.block is not None]
+    asked = [bool(options.rpc), bool(options.vault), bool(options.usdc)]
+    if any(given) == any(asked) or not (all(given) or all(asked)):
+        return "give --custody-micro and --block, or --rpc, --vault and --usdc"
+    if all(asked) and not (ADDRESS.match(options.vault) and ADDRESS.match(options.usdc)):
+        return "an address is 0x and 40 hex digits"
+    return None
 
 
-def _usage(message: str) -> int:
-    print(f"reconcile: {message}", file=sys.stderr)
-    return USAGE
-
-
-def reconcile(dsn: str, custody: Custody, how: Reading = DEFAULT) -> dict[str, Any]:
-    """One run against this custody, and what it found; raises psycopg.Error."""
+def reconcile(dsn: str, source: Custody | Vault, how: Reading = DEFAULT) -> dict[str, Any]:
+    """One run against a custody that is given or asked for, and what it found; raises psycopg.Error."""
     with psycopg.connect(
         dsn,
         autocommit=True,
         connect_timeout=CONNECT_TIMEOUT_S,
         options=f"-c statement_timeout={STATEMENT_TIMEOUT_S}s",
     ) as connection:
-        return reconcile_on(connection, custody, how)
+        if isinstance(source, Custody):
+            return reconcile_on(connection, source, how)
+        custody = ask_custody(source, view_of_books(connection))
+        for _ in range(TRIES - 1):
+            if custody.trouble is None and (report := _reconcile_in_view(connection, custody, how)):
+                return report
+            # the watcher went on meanwhile, or the node comes after it; bounded by the tries
+            time.sleep(RETRY_S)
+            custody = ask_custody(source, view_of_books(connection))
+        if custody.trouble is None and (report := _reconcile_in_view(connection, custody, how)):
+            return report
+        trouble = custody.trouble or "the books went on each time before they could be compared"
+        return reconcile_on(connection, Custody(None, custody.block, trouble), how)
 
 
 def reconcile_on(connection: Connection, custody: Custody, how: Reading = DEFAULT) -> dict[str, Any]:
-    """The same on a connection in autocommit."""
+    """One run on a connection in autocommit."""
+    report = _reconcile_in_view(connection, custody._replace(view=None), how)
+    assert report is not None
+    return report
+
+
+def _reconcile_in_view(connection: Connection, custody: Custody, how: Reading) -> dict[str, Any] | None:
+    """One run; None, and nothing is written down, when the books have left the custody's view."""
     for _ in range(TRIES - 1):
         try:
             return _reconcile_once(connection, custody, how)
@@ -138,9 +150,11 @@ def reconcile_on(connection: Connection, custody: Custody, how: Reading = DEFAUL
     return _reconcile_once(connection, custody, how)
 
 
-def _reconcile_once(connection: Connection, custody: Custody, how: Reading) -> dict[str, Any]:
+def _reconcile_once(connection: Connection, custody: Custody, how: Reading) -> dict[str, Any] | None:
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        if custody.view is not None and view_of_books(connection) != custody.view:
+            return None
         run_id = only(
             connection,
             "SELECT reconcile(%s::numeric, %s::bigint, %s, %s, %s, %s)",

@@ -15,7 +15,8 @@ import time
 
 import psycopg
 
-from reference_server.reconcile import Connection, Custody, Reading, only, reconcile_on
+from reference_server.custody import Connection, Custody
+from reference_server.reconcile import Reading, only, reconcile_on
 
 TARGET_FULL_S = 5.0
 TARGET_UNCHANGED_S = 0.05

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference_server.reconcile import Custody, Reading, reconcile_on
+from reference_server.custody import Custody
+from reference_server.reconcile import Reading, reconcile_on
 from tests.integration.desk import Desk
 
 USDC = 1_000_000

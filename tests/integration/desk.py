@@ -12,7 +12,8 @@ from typing import Any, LiteralString, NamedTuple, TypeAlias
 
 import psycopg
 
-from reference_server.reconcile import Custody, Reading, reconcile
+from reference_server.custody import Custody
+from reference_server.reconcile import Reading, reconcile
 from tests.conftest import MarketDatabase
 
 Row: TypeAlias = tuple[Any, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import psycopg
 import pytest
 
 from tests.conftest import MarketDatabase
@@ -107,3 +108,60 @@ def test_a_watcher_that_lags_or_is_silent_is_inconclusive(chain: Chain) -> None:
     assert chain.reconcile()["verdict"] == "clean"
     chain.desk.admin.execute("UPDATE watched_chain SET looked_at = looked_at - interval '301 s'")
     assert "silent" in chain.reconcile()["trouble"]
+
+
+@pytest.mark.parametrize(
+    ("status", "block", "accounts_for"),
+    [
+        ("seen", BLOCK, 50),
+        ("seen", BLOCK + 1, 0),
+        ("refused", BLOCK, 50),
+        ("credited", BLOCK, None),
+        ("credited", BLOCK + 1, -50),
+        ("suspended", BLOCK + 1, -50),
+        ("reversed", BLOCK, None),
+        ("reversed", BLOCK + 1, None),
+    ],
+)
+def test_each_state_of_a_deposit_has_its_weight(
+    market_database: MarketDatabase, status: str, block: int, accounts_for: int | None
+) -> None:
+    with psycopg.connect(market_database.admin_dsn) as connection:
+        connection.execute(
+            """INSERT INTO deposits (tx_hash, log_index, block_number, block_hash, sender, named_user_id,
+                   amount, status)
+               VALUES (%s, 0, %s, %s, %s, 'ann', 50, %s)""",
+            ["0x" + "1" * 64, block, "0x" + "2" * 64, "0x" + "3" * 40, status],
+        )
+        found = connection.execute("SELECT item_kind, amount_micro FROM in_flight_at(%s)", [BLOCK]).fetchall()
+    assert found == ([] if accounts_for is None else [("deposit", accounts_for)])
+
+
+@pytest.mark.parametrize(
+    ("status", "block", "accounts_for"),
+    [
+        ("reserved", None, 0),
+        ("sent", None, 0),
+        ("mined", BLOCK, -50),
+        ("mined", BLOCK + 1, 0),
+        ("final", BLOCK, None),
+        ("final", BLOCK + 1, 50),
+        ("returned", None, None),
+    ],
+)
+def test_each_state_of_a_withdrawal_has_its_weight(
+    market_database: MarketDatabase, status: str, block: int | None, accounts_for: int | None
+) -> None:
+    with psycopg.connect(market_database.admin_dsn) as connection:
+        connection.execute("INSERT INTO users (user_id, name) VALUES ('ann', 'Ann')")
+        connection.execute(
+            """INSERT INTO withdrawals (user_id, address, amount, status, transaction_id, end_transaction_id,
+                   tx_hash, block_number, block_hash, reason)
+               VALUES ('ann', %(address)s, 50, %(status)s, 1,
+                   CASE WHEN %(status)s IN ('final', 'returned') THEN 2 END, %(hash)s, %(block)s::bigint,
+                   CASE WHEN %(block)s::bigint IS NOT null THEN %(hash)s END,
+                   CASE WHEN %(status)s = 'returned' THEN 'a test' END)""",
+            {"address": "0x" + "3" * 40, "status": status, "hash": "0x" + "1" * 64, "block": block},
+        )
+        found = connection.execute("SELECT item_kind, amount_micro FROM in_flight_at(%s)", [BLOCK]).fetchall()
+    assert found == ([] if accounts_for is None else [("withdrawal", accounts_for)])

@@ -10,7 +10,8 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from reference_server.reconcile import Custody, Reading, reconcile, reconcile_on
+from reference_server.custody import Custody
+from reference_server.reconcile import Reading, reconcile, reconcile_on
 from tests.conftest import MarketDatabase
 from tests.integration.chain_figures import Chain
 from tests.integration.desk import FUNDS, Desk, Order, await_lock_wait
