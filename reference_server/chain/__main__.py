@@ -44,7 +44,7 @@ def main(words: list[str] | None = None) -> int:
                         node,
                         listener,
                         block_time_s=arguments.block_time,
-                        ready=lambda: announce(node, listener),
+                        ready=lambda: announce(node, listener, arguments.ready_file),
                     )
                 )
             finally:
@@ -80,6 +80,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         default=32,
         help="blocks until the head is safe; after twice as many it is final (default: %(default)s)",
     )
+    parser.add_argument("--ready-file", type=Path, help="where to write the line that is printed when ready")
     arguments = parser.parse_args(words)
     if not 0 <= arguments.port <= 65_535:
         parser.error("--port: from 0 to 65535")
@@ -122,9 +123,9 @@ def open_node(arguments: argparse.Namespace) -> Node:
     return node
 
 
-def announce(node: Node, listener: socket.socket) -> None:
-    """The line that says how to reach the chain, and whose keys have money."""
-    line = {
+def announce(node: Node, listener: socket.socket, ready_file: Path | None) -> None:
+    """Say in one line how to reach the chain, and whose keys have money."""
+    announcement = {
         "url": f"http://{HOST}:{listener.getsockname()[1]}",
         "chain_id": node.chain.genesis.chain_id,
         "accounts": [
@@ -132,7 +133,13 @@ def announce(node: Node, listener: socket.socket) -> None:
             for account in node.chain.accounts
         ],
     }
-    print(msgspec.json.encode(line).decode(), flush=True)
+    line = msgspec.json.encode(announcement)
+    if ready_file is not None:
+        # Renamed into place: who sees the file sees all of it.
+        unfinished = ready_file.with_suffix(".unfinished")
+        unfinished.write_bytes(line)
+        unfinished.replace(ready_file)
+    print(line.decode(), flush=True)
 
 
 if __name__ == "__main__":
