@@ -80,7 +80,8 @@ ANSWER = """
    ELSE '' END
 || CASE WHEN is_trade THEN ',"facts":{"trade_id":' || trade + 1 || ',"market_id":1,"market_version":'
    || version || ',"cost_micro":' || cost || ',"fee_micro":' || fee || ',"shares_micro":' || shares
-   || ',"prices_micro":[' || price_micro || ',' || 1000000 - price_micro || '],"transaction_id":' || trade + 104
+   || ',"prices_micro":[' || price_micro || ',' || 1000000 - price_micro || ']'
+   || ',"transaction_id":' || trade + 104
    || ',"account_version":' || account_version || ',"balance_micro":' || balance || '}'
    WHEN action = 'read_market' THEN ',"facts":{"market_id":1,"market_version":' || version
    || ',"prices_micro":[' || price_micro || ',' || 1000000 - price_micro || ']}'
