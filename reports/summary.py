@@ -76,9 +76,9 @@ def latency_table(verdict: Verdict) -> str:
 
 
 def story(one: InvariantResult) -> str:
-    """What there is to say of an invariant that did not simply hold."""
+    """What there is to say of an invariant beyond its numbers."""
     if one.result == "held":
-        return ""
+        return one.detail or ""
     shown = "; ".join(json.dumps(row, ensure_ascii=False) for row in one.witness[:WITNESSES_SHOWN])
     return ": ".join(text for text in (one.detail, shown) if text)
 
