@@ -39,7 +39,8 @@ def admin(market_database: MarketDatabase) -> Iterator[Connection]:
 @pytest.fixture
 def relay(market_database: MarketDatabase) -> Iterator[Connection]:
     with psycopg.connect(relay_dsn(market_database), autocommit=True) as connection:
-        connection.execute("SET lock_timeout = '10s'")  # a claim that waits for another fails, and does not hang
+        # a claim that waits for another one's rows fails, and does not hang
+        connection.execute("SET lock_timeout = '10s'")
         yield connection
 
 
