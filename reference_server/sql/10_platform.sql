@@ -73,6 +73,10 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(pause_gate());
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        -- a snapshot from before a pause would still show the gate open: a row changed since then raises 40001
+        PERFORM FROM platform_state FOR SHARE;
+    END IF;
     RETURN coalesce((SELECT NOT paused FROM platform_state), false);
 END
 $$;

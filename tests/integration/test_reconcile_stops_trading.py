@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import errors
 
 from chaos.postgres import Postgres, choose_postgres
 from chaos.supervisor import Supervisor
@@ -38,7 +39,7 @@ def supervised(scratch: Path) -> Iterator[tuple[Supervisor, Postgres]]:
         postgres = choose_postgres(
             "embedded",
             supervisor=supervisor,
-            data_dir=folder / "pgdata",
+            data_dir=scratch / "stops_trading_pgdata",
             durable=False,
             settings={"track_commit_timestamp": "on"},
         )
@@ -168,6 +169,43 @@ def test_no_trade_commits_after_the_pause(desk: Desk, supervised: tuple[Supervis
     assert trades == done >= BEFORE * len(floor.traders)
     assert late == 0
     desk.assert_books_agree()
+
+
+@pytest.mark.parametrize("isolation", list(psycopg.IsolationLevel))
+def test_a_transaction_from_before_the_pause_trades_no_more(
+    desk: Desk, isolation: psycopg.IsolationLevel
+) -> None:
+    """Whatever its snapshot shows."""
+    desk.user("ann")
+    market_id = desk.market()
+    with psycopg.connect(desk.database.app_dsn) as old:
+        old.isolation_level = isolation
+        one(old, "SELECT 1")
+        desk.row("SELECT pause_trading('drill')")
+        try:
+            (answer,) = execute_batch(old, market_id, [Order("ann", "k", shares=1000)])
+            found = answer.code
+            old.commit()
+        except errors.SerializationFailure:
+            found = "changed meanwhile"
+    serial = isolation in (psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE)
+    assert found == ("changed meanwhile" if serial else "trading_paused")
+    assert desk.row(COMMITTED_AFTER) == (0, 0)
+
+
+def test_whatever_writes_entries_passes_the_gate(desk: Desk) -> None:
+    def functions(text: str) -> set[str]:
+        """Those whose source holds this text."""
+        rows = desk.admin.execute(
+            """SELECT proname FROM pg_proc
+                WHERE pronamespace = 'public'::regnamespace AND strpos(prosrc, %s) > 0""",
+            [text],
+        )
+        return {name for (name,) in rows}
+
+    assert functions("INSERT INTO ledger_entries") == {"record_ledger_entry", "write_trades"}
+    assert functions("write_trades(") == {"execute_trade_batch"}
+    assert {"record_ledger_entry", "execute_trade_batch"} <= functions("NOT pass_pause_gate()")
 
 
 def test_a_trade_that_slips_through_the_gate_would_be_seen(desk: Desk) -> None:
