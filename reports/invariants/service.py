@@ -59,8 +59,10 @@ def errors_stay_inside_fault_windows(evidence: Evidence) -> Finding:
     An error is an unknown outcome (no reply, a torn one, an undeclared status) or a refused connection. The
     grace is exact: an error is inside a window when the attempt ended at or after the fault was armed and
     began at most recovery_s after it was healed. No errors are declared refusals, 503 `overloaded` among
-    them, which the thresholds count; `idempotency_key_in_progress`, which only says that an earlier attempt
-    is not over; and attempts that the load itself cut short when it was stopped.
+    them, and replies that were too late for their client's patience: both are slowness, which the thresholds
+    count in full (and who never gets an answer is for every_key_reaches_an_answer). Nor is
+    `idempotency_key_in_progress`, which only says that an earlier attempt is not over, nor an attempt that the
+    load itself cut short when it was stopped.
     """
     return finding(
         evidence,
@@ -68,7 +70,7 @@ def errors_stay_inside_fault_windows(evidence: Evidence) -> Finding:
         breaches="""
             WITH errors AS (
                 SELECT * FROM attempts
-                WHERE complete_ns IS NOT NULL AND error IS DISTINCT FROM 'stopped'
+                WHERE complete_ns IS NOT NULL AND coalesce(error, '') NOT IN ('stopped', 'timeout')
                     AND ((type = 'info' AND code IS DISTINCT FROM 'idempotency_key_in_progress')
                         OR (type = 'fail' AND status IS NULL))
             )

@@ -34,7 +34,7 @@ def ask_in_vain(run: GoldenRun, at_ns: int) -> None:
     op = run.buy("u1", 1, 0, 300_000)
     before = len(run.history)
     run.invoke(op)
-    run.lose(op)
+    run.lose(op, "reset")
     run.now_ns = now_ns
     rows = run.history[before:]
     del run.history[before:]
@@ -131,12 +131,13 @@ def test_the_grace_after_a_heal_is_exactly_the_recovery_time(tmp_path: Path) -> 
         assert broken(findings(run, tmp_path / str(later_ns))) == expected
 
 
-def test_a_declared_refusal_and_a_cut_short_attempt_are_no_errors(tmp_path: Path) -> None:
+def test_a_declared_refusal_and_an_attempt_cut_short_or_given_up_are_no_errors(tmp_path: Path) -> None:
     run = golden_run()
     for seen in (
         {"type": "fail", "status": 503, "code": "overloaded"},
         {"status": 409, "code": "idempotency_key_in_progress"},
         {"error": "stopped"},
+        {"error": "timeout"},
     ):
         op = run.buy("u1", 1, 0, 300_000)
         run.invoke(op)
