@@ -10,6 +10,7 @@ COMMANDS = {
     "install": "install the schema and its roles into a database; print how to connect as JSON",
     "serve": "serve the HTTP API until SIGTERM",
     "relay": "deliver the events of the outbox until SIGTERM",
+    "watch": "book deposits and payments of the vault on the chain until SIGTERM",
     "reconcile": "hold the books against the chain once; a drift is an alert or stops trading",
     "pause": "stop all money",
     "resume": "let money move again, as an administrator, after a clean reconciliation",

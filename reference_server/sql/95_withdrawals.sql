@@ -44,7 +44,7 @@ CREATE TABLE withdrawals (
 COMMENT ON COLUMN withdrawals.transaction_id IS 'Of the reservation.';
 COMMENT ON COLUMN withdrawals.end_transaction_id IS 'Of the last end, final or returned.';
 COMMENT ON COLUMN withdrawals.tx_hash IS 'What paid it, else what was sent last.';
-COMMENT ON COLUMN withdrawals.sends IS 'How often a transaction of it was handed to the chain.';
+COMMENT ON COLUMN withdrawals.sends IS 'How often a relay has seen to it that the chain has what was signed.';
 COMMENT ON COLUMN withdrawals.sent_at IS 'When that was last.';
 
 CREATE INDEX withdrawals_open ON withdrawals (created_at) WHERE status IN ('reserved', 'sent', 'mined');
@@ -192,16 +192,16 @@ BEGIN ATOMIC
     ) AS body;
 END;
 
--- What the relay has to pay; no row for an unknown id.
+-- What the relay has to pay, and whether money may leave now; no row for an unknown id.
 CREATE FUNCTION withdrawal_to_pay(p_withdrawal_id uuid)
-RETURNS TABLE (status text, address text, amount bigint, sends int)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+RETURNS TABLE (status text, address text, amount bigint, may_leave boolean)
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
     SELECT
         w.status,
         w.address,
         w.amount,
-        w.sends
+        pass_pause_gate() AS may_leave
     FROM withdrawals AS w
     WHERE w.withdrawal_id = p_withdrawal_id;
 END;
@@ -237,7 +237,8 @@ BEGIN ATOMIC
 END;
 
 -- Write a signed transaction down as the attempt behind p_after (0: the first), before the chain sees it.
--- False when another one was signed meanwhile or the withdrawal has ended: then it must not be sent.
+-- False when another one was signed meanwhile, the withdrawal has ended or the platform is paused: then it
+-- must not be sent.
 CREATE FUNCTION withdrawal_signed(
     p_withdrawal_id uuid,
     p_after int,
@@ -251,6 +252,9 @@ CREATE FUNCTION withdrawal_signed(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 AS $$
 BEGIN
+    IF NOT pass_pause_gate() THEN
+        RETURN false;
+    END IF;
     UPDATE withdrawals
     SET attempts = attempts + 1, changed_at = clock_timestamp()
     WHERE withdrawal_id = p_withdrawal_id AND attempts = p_after AND status IN ('reserved', 'sent');
@@ -269,21 +273,22 @@ BEGIN
 END
 $$;
 
--- The chain has this transaction of a withdrawal, perhaps again.
+-- A relay has seen to a withdrawal: the chain has this transaction, perhaps again; null: none is needed.
 CREATE FUNCTION withdrawal_sent(p_withdrawal_id uuid, p_tx_hash text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
     UPDATE withdrawals
     SET
-        status = CASE WHEN status = 'reserved' THEN 'sent' ELSE status END,
-        tx_hash = CASE WHEN status IN ('reserved', 'sent') THEN p_tx_hash ELSE tx_hash END,
+        status = CASE WHEN status = 'reserved' AND p_tx_hash IS NOT null THEN 'sent' ELSE status END,
+        tx_hash = CASE WHEN status IN ('reserved', 'sent') THEN coalesce(p_tx_hash, tx_hash) ELSE tx_hash END,
         sends = sends + 1,
         sent_at = clock_timestamp(),
         changed_at = clock_timestamp()
     WHERE withdrawal_id = p_withdrawal_id;
 END;
 
--- The oldest withdrawals with a transaction that no known block holds, each with its last attempt.
+-- The oldest withdrawals that a relay has seen to and no known block holds, each with its last attempt, if
+-- any: without one it was postponed because the platform was paused.
 CREATE FUNCTION withdrawals_unmined(p_limit int)
 RETURNS TABLE (
     withdrawal_id uuid, attempts int, sends int, operator text, nonce bigint, tx_hash text, waited_s float8
@@ -299,26 +304,34 @@ BEGIN ATOMIC
         a.tx_hash,
         extract(EPOCH FROM clock_timestamp() - coalesce(w.sent_at, w.changed_at))::float8 AS waited_s
     FROM withdrawals AS w
-    INNER JOIN withdrawal_attempts AS a ON w.withdrawal_id = a.withdrawal_id AND w.attempts = a.attempt
-    WHERE w.status = 'sent'
+    LEFT JOIN withdrawal_attempts AS a ON w.withdrawal_id = a.withdrawal_id AND w.attempts = a.attempt
+    WHERE w.status IN ('reserved', 'sent') AND w.sends > 0
     ORDER BY w.created_at, w.withdrawal_id
     LIMIT p_limit;
 END;
 
--- Have the relay look after a withdrawal again, unless that was asked for since it was last sent. p_reason:
--- 'dropped' (send the same bytes), 'stuck' (raise the fee), 'replaced' (its nonce is somebody else's).
-CREATE FUNCTION resend_withdrawal(p_withdrawal_id uuid, p_sends int, p_reason text) RETURNS void
+-- Have a relay see to a withdrawal again, unless that was asked for since the last did. p_reason: 'dropped'
+-- (send the same bytes), 'stuck' (raise the fee), 'replaced' (its nonce is somebody else's), 'postponed'; it
+-- is about the last of p_attempts attempts. Does nothing while the platform is paused.
+CREATE FUNCTION resend_withdrawal(p_withdrawal_id uuid, p_attempts int, p_sends int, p_reason text)
+RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 AS $$
 BEGIN
+    IF NOT pass_pause_gate() THEN
+        RETURN;
+    END IF;
     PERFORM FROM withdrawals
-    WHERE withdrawal_id = p_withdrawal_id AND sends = p_sends AND status IN ('reserved', 'sent') FOR UPDATE;
+    WHERE
+        withdrawal_id = p_withdrawal_id AND attempts = p_attempts AND sends = p_sends
+        AND status IN ('reserved', 'sent')
+    FOR UPDATE;
     IF FOUND THEN
         PERFORM enqueue_event(
             'withdrawal',
             p_withdrawal_id::text,
             'withdrawal.resend',
-            jsonb_build_object('withdrawal_id', p_withdrawal_id, 'sends', p_sends, 'reason', p_reason),
+            jsonb_build_object('withdrawal_id', p_withdrawal_id, 'attempts', p_attempts, 'reason', p_reason),
             'withdrawal:' || p_withdrawal_id || ':' || p_sends
         );
     END IF;
