@@ -56,7 +56,7 @@ def invariants_table(verdict: Verdict) -> Table:
     table.add_column("")
     table.add_column("invariant", no_wrap=True)
     table.add_column("examined", justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table.add_column("", no_wrap=True)
     group = ""
     for one in verdict.invariants:
         if one.group != group:
@@ -70,10 +70,10 @@ def invariants_table(verdict: Verdict) -> Table:
 
 
 def story(one: InvariantResult) -> str:
-    """What there is to say of an invariant that did not simply hold."""
+    """One word or two for the table; the reasons below it tell the rest in full width."""
     if one.result == "broken":
         return f"{one.violations:,} violations"
-    return (one.detail or "") if one.result == "inconclusive" else ""
+    return "not decided" if one.result == "inconclusive" else ""
 
 
 def thresholds_table(verdict: Verdict) -> Table:
