@@ -56,24 +56,18 @@ def invariants_table(verdict: Verdict) -> Table:
     table.add_column("")
     table.add_column("invariant", no_wrap=True)
     table.add_column("examined", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
     group = ""
     for one in verdict.invariants:
         if one.group != group:
             group = one.group
-            table.add_row("", Text(group, style="bold"), "", "")
+            table.add_row("", Text(group, style="bold"), "")
         mark, style = MARKS[one.result]
-        table.add_row(
-            Text(mark, style=style), one.name, f"{one.examined:,} {one.unit}", Text(story(one), style=style)
-        )
+        examined = f"{one.examined:,} {one.unit}"
+        if one.result == "broken":
+            examined = f"{one.violations:,} violations in {examined}"
+        shown = "" if one.result == "held" else style
+        table.add_row(Text(mark, style=style), Text(one.name, style=shown), Text(examined, style=shown))
     return table
-
-
-def story(one: InvariantResult) -> str:
-    """One word or two for the table; the reasons below it tell the rest in full width."""
-    if one.result == "broken":
-        return f"{one.violations:,} violations"
-    return "not decided" if one.result == "inconclusive" else ""
 
 
 def thresholds_table(verdict: Verdict) -> Table:
