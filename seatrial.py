@@ -147,9 +147,10 @@ def run(
         probe_command=lambda judge_dsn: probe_command(judge_dsn, folder),
         step=announce,
     )
-    with trial, set_by_signals(trial.interrupted):
-        cut = conduct(trial)
-    verdict = judged(folder, cut)
+    with set_by_signals(trial.interrupted):
+        with trial:
+            cut = conduct(trial)
+        verdict = judged(folder, cut)
     raise typer.Exit(present(folder, verdict))
 
 
