@@ -11,7 +11,7 @@ answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,11 +33,11 @@ from reference_server.chain.blocks import (
     Block,
     Conditions,
     Receipt,
-    bloom_of,
     seal,
 )
-from reference_server.chain.machine import Checkpoint, Machine, Surroundings
-from reference_server.chain.transactions import Transaction, decode_transaction
+from reference_server.chain.execution import conditions_of, enter_block, execute, record_of, transactions_of
+from reference_server.chain.machine import Checkpoint, Machine, MachineError
+from reference_server.chain.transactions import Transaction
 
 
 @dataclass(slots=True)
@@ -158,13 +158,7 @@ class Chain:
             and self.machine.balance_wei(transaction.sender) >= transaction.cost_max_wei
         )
 
-    def extend(
-        self,
-        candidates: Iterable[Transaction],
-        *,
-        timestamp: int,
-        base_fee_wei: int,
-    ) -> Block:
+    def extend(self, candidates: Iterable[Transaction], *, timestamp: int, base_fee_wei: int) -> Block:
         """A new head of those candidates that can be executed now.
 
         The candidates may be drawn lazily: a sender's nonce is raised before the next one is asked for.
@@ -172,23 +166,16 @@ class Chain:
         # Counts what was cut away too: a block that replaces an equal one must have another hash.
         prevrandao = keccak(b"seatrial %d %d" % (self.genesis.seed, self._sealed + 1))
         conditions = Conditions(timestamp=timestamp, base_fee_wei=base_fee_wei, prevrandao=prevrandao)
-        self._enter(self.head.number + 1, conditions)
+        enter_block(self.machine, self.head.number + 1, conditions)
         receipts: list[Receipt] = []
         for transaction in candidates:
             gas_left = GAS_LIMIT - (receipts[-1].cumulative_gas if receipts else 0)
             if transaction.gas <= gas_left and self.is_payable(transaction, base_fee_wei):
-                receipts.append(self._execute(transaction, base_fee_wei, receipts))
+                # What the machine refuses to begin has changed nothing, and is not part of the block.
+                with suppress(MachineError):
+                    receipts.append(self._execute(transaction, conditions, receipts))
         block = self._seal(conditions, receipts)
-        self._record(
-            BlockRecord(
-                hash=block.hash.hex(),
-                timestamp=timestamp,
-                base_fee_wei=base_fee_wei,
-                prevrandao=prevrandao.hex(),
-                clock_offset_s=self.clock_offset_s,
-                transactions=[(each.transaction.sender, each.transaction.raw.hex()) for each in receipts],
-            )
-        )
+        self._record(record_of(block, clock_offset_s=self.clock_offset_s))
         return block
 
     def give(self, address: str, balance_wei: int) -> None:
@@ -218,7 +205,7 @@ class Chain:
         try:
             block = self.block(number)
             assert block is not None
-            self._enter(number, block.conditions)
+            enter_block(self.machine, number, block.conditions)
             with self.machine.trial():
                 yield
         finally:
@@ -252,7 +239,7 @@ class Chain:
         if isinstance(step, Gift):
             self.machine.give(step.address, step.balance_wei)
         else:
-            self._enter(step.number, step.conditions)
+            enter_block(self.machine, step.number, step.conditions)
             for receipt in step.receipts:
                 outcome = self.machine.execute(receipt.transaction, price_wei=receipt.price_wei)
                 if outcome.gas_used != receipt.gas_used:
@@ -274,48 +261,21 @@ class Chain:
                 self._mined[receipt.transaction.hash] = (step, receipt)
         self.steps.append(step)
 
-    def _enter(self, number: int, conditions: Conditions) -> None:
-        self.machine.enter(
-            Surroundings(
-                number=number,
-                timestamp=conditions.timestamp,
-                gas_limit=GAS_LIMIT,
-                prevrandao=conditions.prevrandao,
-            )
-        )
-
-    def _execute(self, transaction: Transaction, base_fee_wei: int, before: list[Receipt]) -> Receipt:
-        price_wei = transaction.price_wei(base_fee_wei)
-        outcome = self.machine.execute(transaction, price_wei=price_wei)
-        self._nonces[transaction.sender] = transaction.nonce + 1
+    def _execute(self, transaction: Transaction, conditions: Conditions, before: list[Receipt]) -> Receipt:
         last = before[-1] if before else None
-        return Receipt(
-            transaction=transaction,
-            index=len(before),
-            succeeded=outcome.succeeded,
-            gas_used=outcome.gas_used,
-            cumulative_gas=outcome.gas_used + (last.cumulative_gas if last else 0),
-            price_wei=price_wei,
-            created=outcome.created,
-            first_log=last.first_log + len(last.events) if last else 0,
-            events=outcome.events,
-            bloom=bloom_of(outcome.events),
-        )
+        receipt = execute(self.machine, transaction, conditions.base_fee_wei, last)
+        self._nonces[transaction.sender] = transaction.nonce + 1
+        return receipt
 
     def _replay(self, record: Record) -> None:
         match record:
             case BlockRecord():
                 self.clock_offset_s = record.clock_offset_s
-                conditions = Conditions(
-                    timestamp=record.timestamp,
-                    base_fee_wei=record.base_fee_wei,
-                    prevrandao=bytes.fromhex(record.prevrandao),
-                )
-                self._enter(self.head.number + 1, conditions)
+                conditions = conditions_of(record)
+                enter_block(self.machine, self.head.number + 1, conditions)
                 receipts: list[Receipt] = []
-                for sender, raw in record.transactions:
-                    transaction = decode_transaction(bytes.fromhex(raw), sender=sender)
-                    receipts.append(self._execute(transaction, record.base_fee_wei, receipts))
+                for transaction in transactions_of(record):
+                    receipts.append(self._execute(transaction, conditions, receipts))
                 block = self._seal(conditions, receipts)
                 if block.hash.hex() != record.hash:
                     raise BlockLogError(

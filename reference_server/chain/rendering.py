@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
-from eth_utils.address import to_checksum_address
+from eth_hash.auto import keccak
 
 from reference_server.chain.blocks import BLOOM_BYTES, EMPTY_UNCLES, GAS_LIMIT, Block, Receipt
 from reference_server.chain.filters import Log
@@ -16,6 +17,16 @@ Json = dict[str, Any]
 
 def hexadecimal(value: bytes) -> str:
     return "0x" + value.hex()
+
+
+@lru_cache(maxsize=10_000)
+def checksummed(address: str) -> str:
+    """A lower-case address with the capitals that are its checksum (EIP-55)."""
+    digits = address[2:]
+    digest = keccak(digits.encode()).hex()
+    return "0x" + "".join(
+        digit.upper() if check >= "8" else digit for digit, check in zip(digits, digest, strict=False)
+    )
 
 
 def bloom_bytes(bloom: int) -> str:
@@ -62,7 +73,7 @@ def render_transaction(
         "type": hex(transaction.type),
         "chainId": hex(transaction.chain_id),
         "hash": hexadecimal(transaction.hash),
-        "from": to_checksum_address(transaction.sender),
+        "from": checksummed(transaction.sender),
         "to": _address(transaction.to),
         "nonce": hex(transaction.nonce),
         "gas": hex(transaction.gas),
@@ -96,7 +107,7 @@ def render_receipt(block: Block, receipt: Receipt) -> Json:
         "transactionIndex": hex(receipt.index),
         "blockHash": hexadecimal(block.hash),
         "blockNumber": hex(block.number),
-        "from": to_checksum_address(transaction.sender),
+        "from": checksummed(transaction.sender),
         "to": _address(transaction.to),
         "contractAddress": _address(receipt.created if receipt.succeeded else None),
         "status": hex(receipt.succeeded),
@@ -113,7 +124,7 @@ def render_receipt(block: Block, receipt: Receipt) -> Json:
 
 def render_log(log: Log) -> Json:
     return {
-        "address": to_checksum_address(log.event.address),
+        "address": checksummed(log.event.address),
         "topics": [hexadecimal(topic) for topic in log.event.topics],
         "data": hexadecimal(log.event.data),
         "blockHash": hexadecimal(log.block.hash),
@@ -127,4 +138,4 @@ def render_log(log: Log) -> Json:
 
 
 def _address(value: str | None) -> str | None:
-    return None if value is None else to_checksum_address(value)
+    return None if value is None else checksummed(value)

@@ -34,7 +34,11 @@ log = logging.getLogger("reference_server.chain")
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends with exit code 0 when it is asked to end."""
+    """uvicorn's server, which says when it serves and ends with exit code 0 when it is asked to end."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -42,6 +46,10 @@ class Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
 
 class Service:
@@ -138,9 +146,9 @@ async def serve(
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACEFUL_S,
-        )
+        ),
+        ready,
     )
-    ready()
     await server.serve(sockets=[listener])
     service.set_interval(0)
     await service.flushed()

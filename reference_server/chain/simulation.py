@@ -10,9 +10,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from eth_abi.abi import decode
-from eth_abi.exceptions import DecodingError
-
 from reference_server.chain.blocks import GAS_LIMIT, Block
 from reference_server.chain.machine import TRANSFER_GAS, Call, MachineError, Outcome
 from reference_server.chain.node import Node
@@ -103,8 +100,7 @@ def _raise_failure(outcome: Outcome) -> None:
         raise RpcError(REFUSED, f"EVM error {outcome.reason}")
     message = "execution reverted"
     if outcome.output[:4] == ERROR_STRING:
-        try:
-            message += f": {decode(['string'], outcome.output[4:])[0]}"
-        except (DecodingError, UnicodeDecodeError):
-            message += ": a reason that is no text"
+        # Its one argument: an offset, a length, the text.
+        length = int.from_bytes(outcome.output[36:68], "big")
+        message += ": " + outcome.output[68:][:length].decode(errors="replace")
     raise RpcError(REVERTED, message, hexadecimal(outcome.output))
