@@ -61,6 +61,7 @@ class Chain(Protocol):
     url: str
     chain_id: int
     accounts: list[ChainAccount]
+    child: Child | None
 
     def start(self) -> None:
         """Start it and wait until it answers; raises ChainError. Accounts and chain id are known then."""
@@ -107,23 +108,23 @@ class OwnChain:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._supervisor = supervisor
-        self._child: Child | None = None
+        self.child: Child | None = None
 
     def start(self) -> None:
-        if self._child is None:
+        if self.child is None:
             self.data_dir.mkdir(parents=True, exist_ok=True)
-            self._child = self._supervisor.spawn("chain", self._command())
-        elif not self._child.alive:
-            self._child.start()
-        self._await_answer(self._child)
+            self.child = self._supervisor.spawn("chain", self._command())
+        elif not self.child.alive:
+            self.child.start()
+        self._await_answer(self.child)
         self.accounts = self._read_accounts()
 
     def stop(self) -> None:
-        if self._child is not None:
-            self._child.terminate()
+        if self.child is not None:
+            self.child.terminate()
 
     def pids(self) -> list[int]:
-        return [] if self._child is None else [process.pid for process in self._child.processes()]
+        return [] if self.child is None else [process.pid for process in self.child.processes()]
 
     def _command(self) -> list[str]:
         raise NotImplementedError
@@ -152,8 +153,8 @@ class EmbeddedChain(OwnChain):
     can_kill = True
 
     def kill(self) -> None:
-        if self._child is not None:
-            self._child.kill()
+        if self.child is not None:
+            self.child.kill()
 
     def restart_after_kill(self) -> float:
         began = time.monotonic()
@@ -233,6 +234,7 @@ class UrlChain:
 
     kind = "url"
     can_kill = False
+    child: Child | None = None
 
     def __init__(self, url: str, *, why: str) -> None:
         self.url = url

@@ -116,9 +116,7 @@ def send(port: int, batches: list[list[str]]) -> None:
     for end in range(1_000, len(answered) + 1, 1_000):
         since = answered[end - 1_001] if end > 1_000 else began
         print(f"transfers {end - 999} to {end}: {1_000 / (answered[end - 1] - since):.0f}/s")
-    print(
-        f"all {len(answered)}: {len(answered) / (answered[-1] - began):.0f}/s, each in a block that is on disk"
-    )
+    print(f"all {len(answered)}: {len(answered) / (answered[-1] - began):.0f}/s, each in a block on disk")
 
 
 def newest_block(port: int) -> dict[str, Any]:
