@@ -1,7 +1,7 @@
 """A pytest plugin for CI: with CI=true a skipped test fails the session, unless its reason was announced.
 
-A test that needs a container engine may be skipped where .ci/run could not start one: it says so in one
-loud line and in SEATRIAL_NO_DOCKER, and that very reason has to appear in the skip.
+A test that needs a container engine or anvil may be skipped where .ci/run could have none: it says so in one
+loud line and in SEATRIAL_NO_DOCKER or SEATRIAL_NO_ANVIL, and that very reason has to appear in the skip.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-ANNOUNCED = "SEATRIAL_NO_DOCKER"
+ANNOUNCED = ("SEATRIAL_NO_DOCKER", "SEATRIAL_NO_ANVIL")
 
 
 class NothingIsSkippedSilently:
@@ -22,8 +22,8 @@ class NothingIsSkippedSilently:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.skipped and not hasattr(report, "wasxfail"):
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-            announced = os.environ.get(ANNOUNCED)
-            if not (announced and announced in reason):
+            announced = [told for name in ANNOUNCED if (told := os.environ.get(name))]
+            if not any(told in reason for told in announced):
                 self.silent.append(f"{report.nodeid}: {reason}")
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:

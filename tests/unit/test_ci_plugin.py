@@ -23,7 +23,11 @@ def test_that_needs_an_engine():
 
 def run_pytest(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_skipping.py").write_text(SKIPPING)
-    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "SEATRIAL_NO_DOCKER")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "CI" and not name.startswith("SEATRIAL_NO_")
+    }
     return subprocess.run(
         [
             sys.executable,
@@ -51,6 +55,7 @@ def run_pytest(folder: Path, **environment: str) -> subprocess.CompletedProcess[
         ({}, 0),
         ({"CI": "true"}, 1),
         ({"CI": "true", "SEATRIAL_NO_DOCKER": "no engine: the kernel refuses"}, 0),
+        ({"CI": "true", "SEATRIAL_NO_ANVIL": "no engine: the kernel refuses"}, 0),
         ({"CI": "true", "SEATRIAL_NO_DOCKER": "some other reason"}, 1),
     ],
 )
