@@ -15,7 +15,7 @@ from eth_account import Account
 from chaos.supervisor import Supervisor
 from chaos.target import REFERENCE_COMMAND
 from reference_server import watcher as watcher_module
-from reference_server.watch_books import WatchBooks
+from reference_server.watch_books import Checkpoint, WatchBooks
 from reference_server.watcher import WatchError
 from tests.conftest import MarketDatabase
 from tests.integration.custody_desk import (
@@ -87,6 +87,20 @@ def test_watchers_at_once_credit_once(custody: CustodyDesk) -> None:
     assert custody.available(user) == 5 * USDC
     assert custody.transactions("deposit") == 5
     custody.assert_books_agree()
+
+
+def test_a_watcher_that_was_overtaken_does_nothing(custody: CustodyDesk) -> None:
+    user = custody.user()
+    (before,) = custody.books.checkpoints()
+    custody.deposit(user, buried=True)
+    custody.watch()
+    (cursor,) = custody.books.checkpoints()
+    late = custody.client.deposit_events(before.number, "latest")
+    end = Checkpoint(cursor.number + 1, "0x" + "0" * 64)
+    for stale in (before, Checkpoint(cursor.number, before.hash)):
+        assert custody.books.record_deposits(stale, stale, [], end, late) == "overtaken"
+    assert custody.books.checkpoints() == [cursor]
+    assert custody.available(user) == AMOUNT
 
 
 def test_the_cursor_is_saved_with_the_credit_or_neither_is(custody: CustodyDesk) -> None:
@@ -345,13 +359,35 @@ def test_a_chain_that_began_anew_is_not_believed(custody: CustodyDesk) -> None:
     assert custody.available(user) == AMOUNT
 
 
+def watch_command(custody: CustodyDesk, *more: str) -> list[str]:
+    command = [*REFERENCE_COMMAND, "watch", "--dsn", custody.dsn, "--rpc", custody.chain.url]
+    command += ["--usdc", custody.addresses.usdc, "--vault", custody.addresses.vault]
+    return [*command, "--from-block", str(custody.first_block), "--poll-s", "0.01", *more]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--vault", "0x" + "12" * 20), "these books watch vault"),
+        (("--dsn", ""), "no database"),
+        (("--confirmations", "-1"), "--confirmations from 0"),
+        (("--stuck-s", "0"), "above 0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_watcher_that_cannot_watch_says_why(
+    custody: CustodyDesk, supervisor: Supervisor, options: tuple[str, ...], said: str
+) -> None:
+    child = supervisor.spawn(f"watch-{uuid4()}", watch_command(custody, *options), critical=False)
+    assert child.wait(20.0) == 2
+    assert said in child.log_tail()
+
+
 def test_a_watcher_that_is_killed_again_and_again_credits_everything_once(
     custody: CustodyDesk, supervisor: Supervisor
 ) -> None:
     user = custody.user()
-    command = [*REFERENCE_COMMAND, "watch", "--dsn", custody.dsn, "--rpc", custody.chain.url]
-    command += ["--vault", custody.addresses.vault, "--usdc", custody.addresses.usdc]
-    command += ["--confirmations", "1", "--from-block", str(custody.first_block), "--poll-s", "0.01"]
+    command = watch_command(custody, "--confirmations", "1")
     child = supervisor.spawn(f"watch-{uuid4()}", command, critical=False)
     for number in range(1, 4):
         wait_until(lambda: "watching" in child.log_tail(1_000) or not child.alive, "the watcher watches")

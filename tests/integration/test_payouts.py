@@ -23,6 +23,7 @@ from tests.integration.custody_desk import (
     custody_chain,
 )
 from tests.integration.lossy_node import LossyNode
+from tests.integration.market_client import lock_held, meanwhile, question
 from tests.integration.relay_process import wait_until
 
 __all__ = ["custody", "custody_chain"]
@@ -127,20 +128,22 @@ def test_many_withdrawals_by_many_threads_are_paid_once_each_without_a_gap(
 def test_two_relays_with_one_event_sign_and_pay_once(custody: CustodyDesk, user: str) -> None:
     withdrawal = custody.withdraw(user, AMOUNT)
     (event,) = custody.claim()
-    payouts = [custody.new_payouts() for _ in range(4)]
-
-    def deliver(number: int) -> str:
-        try:
-            payouts[number].deliver(event)
-        except Exception as error:  # noqa: BLE001  as the relay does
-            return str(error)
-        return "delivered"
-
-    with ThreadPoolExecutor(4) as threads:
-        outcomes = list(threads.map(deliver, range(4)))
-    assert "delivered" in outcomes
-    assert set(outcomes) <= {"delivered", "somebody else signed meanwhile, or the platform is paused"}
-    assert len(custody.attempts(withdrawal)) == 1
+    payouts = [custody.new_payouts() for _ in range(3)]
+    dsn = custody.database.admin_dsn
+    row = "SELECT withdrawal_id FROM withdrawals WHERE withdrawal_id = %s FOR UPDATE"
+    waiting = (
+        "SELECT count(*) = 3 FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'reference_server payouts' AND wait_event_type = 'Lock'"
+    )
+    with meanwhile(3) as start:
+        with lock_held(dsn, row, withdrawal):
+            asked = [start(one.deliver, event) for one in payouts]
+            # nobody has signed, and all of them have seen that
+            wait_until(lambda: bool(question(dsn, waiting)), "all want to sign")
+        errors = [str(one.exception()) for one in asked if one.exception() is not None]
+    assert errors == ["somebody else signed meanwhile, or the platform is paused"] * 2
+    ((nonce, _),) = custody.attempts(withdrawal)
+    assert custody.ask("SELECT next_nonce FROM operators") == nonce + 1
     settle(custody)
     assert_paid_once(custody, user, withdrawal)
 
@@ -282,6 +285,11 @@ def test_what_was_replaced_by_another_transaction_is_sent_again_under_the_same_i
         assert custody.relay() == []
         assert len(custody.attempts(withdrawal)) == 1  # that block may still leave the chain
         custody.bury()
+        custody.watch()
+        (event,) = custody.claim()
+        assert (event.event_type, event.payload["reason"]) == ("withdrawal.resend", "replaced")
+        for _ in range(2):  # the second time, as by a relay that was killed before the mark
+            custody.payouts.deliver(event)
     settle(custody)
     assert [found for found, _ in custody.attempts(withdrawal)] == [nonce, nonce + 1]
     assert_paid_once(custody, user, withdrawal)
