@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from chaos.supervisor import Child, Supervisor
@@ -318,6 +319,25 @@ def test_what_reverted_comes_back(custody: CustodyDesk, user: str) -> None:
 def assert_paid_once_beside(custody: CustodyDesk, withdrawal_id: UUID) -> None:
     assert custody.withdrawal(withdrawal_id) == "final"
     assert custody.payments() == 1
+
+
+def test_a_watcher_that_fails_between_payment_and_cursor_books_the_payment_once(
+    custody: CustodyDesk, user: str
+) -> None:
+    paid = custody.withdraw(user, AMOUNT)
+    custody.sent(paid)
+    waiting = custody.withdraw(user, AMOUNT)
+    custody.bury()
+    custody.admin.execute("ALTER TABLE chain_checkpoints ADD CONSTRAINT broken CHECK (false) NOT VALID")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        custody.watch()
+    assert custody.withdrawal(paid) == "final"
+    custody.admin.execute("ALTER TABLE chain_checkpoints DROP CONSTRAINT broken")
+    custody.watch()
+    assert custody.transactions("withdraw_final") == 1
+    assert custody.balance("withdraw_in_flight") == AMOUNT
+    settle(custody)
+    assert_paid_once(custody, user, paid, waiting)
 
 
 def test_a_payment_whose_block_is_gone_before_it_is_deep_is_sent_again(
