@@ -90,6 +90,10 @@ class PayoutBooks:
         nonce: int = self._rows("SELECT withdrawal_nonce(%s, %s)", operator.lower(), chain_nonce)[0][0]
         return nonce
 
+    def abandoned(self, operator: str, nonce: int) -> bool:
+        """Whether no withdrawal waits for this nonce of the operator's."""
+        return bool(self._rows("SELECT nonce_is_abandoned(%s, %s)", operator.lower(), nonce)[0][0])
+
     def signed(self, withdrawal_id: UUID, after: int, signature: Signature) -> bool:
         """Write a signature down behind so many others; False: it must not be sent."""
         rows = self._rows(

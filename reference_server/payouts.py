@@ -4,7 +4,8 @@
   2. If nothing was signed yet, sign, and write the transaction down (95_withdrawals.sql) before the chain
      sees it. If something was, and the node does not have it, send the same bytes again: they can be executed
      once. What is stuck is signed again under its nonce with a higher fee; a new nonce is used only when the
-     watcher found the old one spent by somebody else, deep enough.
+     watcher found the old one spent by somebody else, deep enough. A nonce that a reorganisation has left to
+     nobody is spent on nothing, or none behind it could be.
   3. Send. A reply that is lost is a failed attempt of the event: the next one begins by looking.
 
 Two relays at once, one of them perhaps asleep past its lease, sign one transaction: the second finds the
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from reference_server.chain.connection import Fees, SignedTransaction
 
 GWEI = 10**9
+# What one event may do; the next one goes on.
+GAP_MAX = 100
 VARIABLE = "SEATRIAL_OPERATOR_KEY"
 
 
@@ -120,6 +123,8 @@ class Payouts:
             signed = self._sign(books, withdrawal_id, wanted, signatures, raised=signatures[0])
         else:
             last = signatures[0]
+            if reason.name == "blocked":
+                self._fill_gap(books, up_to=last.nonce)
             if is_known(chain.web3, last.tx_hash):
                 return last.tx_hash
             signed = SignedTransaction(hash=last.tx_hash, raw=last.raw, nonce=last.nonce)
@@ -159,6 +164,26 @@ class Payouts:
                 # and so the nonce is not used up
                 raise NotDelivered("somebody else signed meanwhile, or the platform is paused")
         return signed
+
+    def _fill_gap(self, books: PayoutBooks, *, up_to: int) -> None:
+        """Spend nonces that nobody will: a reorganisation has undone what spent them."""
+        from reference_server.chain.connection import account_of, send, sign
+
+        chain = self._chain()
+        account = account_of(self._key)
+        for _ in range(GAP_MAX):
+            nonce = chain.next_nonce()
+            if nonce >= up_to or not books.abandoned(chain.operator, nonce):
+                return  # or its own withdrawal is seen to
+            # no money to ourselves
+            nothing = sign(
+                account,
+                {"to": account.address, "gas": 21_000},
+                chain_id=chain.chain_id,
+                nonce=nonce,
+                fees=self._fees(None),
+            )
+            send(chain.web3, nothing)
 
     def _fees(self, raised: Signature | None) -> Fees:
         """What to offer now; in place of another transaction, at least an eighth more of each fee."""

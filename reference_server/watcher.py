@@ -32,7 +32,7 @@ from reference_server.withdrawal_ids import word_of
 # What a node answers in one reply; a watcher that was away for long catches up in steps of this size.
 BLOCKS_MAX = 1_000
 CHECKPOINTS_PAGE = 100
-# Withdrawals looked at in one step, oldest first.
+# Withdrawals looked at in one step, lowest nonce first: the others wait for that.
 UNMINED_MAX = 100
 
 log = logging.getLogger("reference_server.watcher")
@@ -116,9 +116,7 @@ class Watcher:
             return answer == "recorded"
         self._books.record_view(head, *events.above(end.number))
         if answer == "recorded":
-            for unmined in self._books.unmined(UNMINED_MAX):
-                if unmined.waited_s >= self._resend_s:
-                    self._see_to(unmined, end)
+            self._see_to_unmined(end)
         return False
 
     def _book(
@@ -159,8 +157,17 @@ class Watcher:
         blocks = {number: self._block(number) for number in {one.number for one in booked}}
         return [one for one in booked if blocks[one.number] != (one.number, one.hash)]
 
-    def _see_to(self, unmined: Unmined, end: Checkpoint) -> None:
-        """Find out what became of a withdrawal that is in no block, and have done what it needs."""
+    def _see_to_unmined(self, end: Checkpoint) -> None:
+        blocked: set[str] = set()
+        for unmined in self._books.unmined(UNMINED_MAX):
+            if unmined.waited_s >= self._resend_s and unmined.operator not in blocked:
+                blocked |= self._see_to(unmined, end)
+
+    def _see_to(self, unmined: Unmined, end: Checkpoint) -> set[str]:
+        """Find out what became of a withdrawal that is in no block, and have done what it needs.
+
+        Returns its operator when a nonce is missing, without which no later one can be spent.
+        """
         if unmined.operator is None or unmined.nonce is None or unmined.tx_hash is None:
             self._books.resend(unmined, "postponed")
         elif unmined.nonce < self._nonce(unmined.operator, end.number):
@@ -170,10 +177,15 @@ class Watcher:
         elif not is_known(self._chain.web3, unmined.tx_hash):
             log.warning("withdrawal %s: dropped", unmined.withdrawal_id)
             self._books.resend(unmined, "dropped")
+        elif unmined.nonce > self._nonce(unmined.operator, "pending"):
+            log.warning("withdrawal %s: a nonce before its own is missing", unmined.withdrawal_id)
+            self._books.resend(unmined, "blocked")
+            return {unmined.operator}
         elif unmined.waited_s >= self._stuck_s and unmined.nonce == next_nonce:
             # the first of the operator's: the others wait for it, not for a higher fee
             log.warning("withdrawal %s: stuck", unmined.withdrawal_id)
             self._books.resend(unmined, "stuck")
+        return set()
 
     def _end_attempt(self, unmined: Unmined, end: Checkpoint) -> None:
         """The last attempt's nonce was spent deep enough, and not by a payment that was booked."""
@@ -201,7 +213,7 @@ class Watcher:
         found = self._chain.block(block)
         return None if found is None else Checkpoint(found.number, found.hash)
 
-    def _nonce(self, operator: str, block: int | Literal["latest"]) -> int:
-        """How many nonces the operator had spent by a block."""
+    def _nonce(self, operator: str, block: int | Literal["latest", "pending"]) -> int:
+        """How many nonces the operator had spent by a block; pending: also those that wait without a gap."""
         with talking():
             return self._chain.web3.eth.get_transaction_count(Web3.to_checksum_address(operator), block)

@@ -236,6 +236,20 @@ BEGIN ATOMIC
     RETURNING o.next_nonce - 1;
 END;
 
+-- Whether no withdrawal that is under way waits for this nonce: who spends it takes nothing from anybody.
+CREATE FUNCTION nonce_is_abandoned(p_operator text, p_nonce bigint) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+BEGIN ATOMIC
+    SELECT NOT EXISTS (
+        SELECT FROM withdrawal_attempts AS a
+        INNER JOIN withdrawals AS w ON a.withdrawal_id = w.withdrawal_id AND a.attempt = w.attempts
+        WHERE
+            a.operator = p_operator
+            AND a.nonce = p_nonce
+            AND w.status IN ('reserved', 'sent', 'mined')
+    ) AS abandoned;
+END;
+
 -- Write a signed transaction down as the attempt behind p_after (0: the first), before the chain sees it.
 -- False when another one was signed meanwhile, the withdrawal has ended or the platform is paused: then it
 -- must not be sent.
@@ -287,8 +301,8 @@ BEGIN ATOMIC
     WHERE withdrawal_id = p_withdrawal_id;
 END;
 
--- The oldest withdrawals that a relay has seen to and no known block holds, each with its last attempt, if
--- any: without one it was postponed because the platform was paused.
+-- Withdrawals that a relay has seen to and no known block holds, each with its last attempt, the lowest nonce
+-- first. Those without an attempt were postponed because the platform was paused.
 CREATE FUNCTION withdrawals_unmined(p_limit int)
 RETURNS TABLE (
     withdrawal_id uuid, attempts int, sends int, operator text, nonce bigint, tx_hash text, waited_s float8
@@ -306,13 +320,14 @@ BEGIN ATOMIC
     FROM withdrawals AS w
     LEFT JOIN withdrawal_attempts AS a ON w.withdrawal_id = a.withdrawal_id AND w.attempts = a.attempt
     WHERE w.status IN ('reserved', 'sent') AND w.sends > 0
-    ORDER BY w.created_at, w.withdrawal_id
+    ORDER BY a.nonce ASC NULLS FIRST, w.created_at ASC
     LIMIT p_limit;
 END;
 
--- Have a relay see to a withdrawal again, unless that was asked for since the last did. p_reason: 'dropped'
--- (send the same bytes), 'stuck' (raise the fee), 'replaced' (its nonce is somebody else's), 'postponed'; it
--- is about the last of p_attempts attempts. Does nothing while the platform is paused.
+-- Have a relay see to a withdrawal again, unless that was asked for since the last did; about the last of its
+-- p_attempts attempts. p_reason: 'dropped' (send the same bytes), 'stuck' (raise the fee), 'replaced' (its
+-- nonce is somebody else's), 'blocked' (a nonce before its own is missing), 'postponed'. Does nothing while
+-- the platform is paused.
 CREATE FUNCTION resend_withdrawal(p_withdrawal_id uuid, p_attempts int, p_sends int, p_reason text)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
@@ -573,6 +588,7 @@ api_withdrawal,
 withdrawal_to_pay,
 withdrawal_signatures,
 withdrawal_nonce,
+nonce_is_abandoned,
 withdrawal_signed,
 withdrawal_sent,
 withdrawals_unmined,
@@ -589,6 +605,7 @@ GRANT EXECUTE ON FUNCTION
 withdrawal_to_pay,
 withdrawal_signatures,
 withdrawal_nonce,
+nonce_is_abandoned,
 withdrawal_signed,
 withdrawal_sent,
 withdrawals_unmined,

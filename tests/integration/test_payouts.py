@@ -372,6 +372,19 @@ def test_a_final_payment_whose_block_is_gone_is_undone_and_sent_again(
     assert_paid_once(custody, user, withdrawal)
 
 
+def test_a_nonce_that_a_reorganisation_left_to_nobody_blocks_nothing(custody: CustodyDesk, user: str) -> None:
+    custody.spend_nonce(custody.client.next_nonce())
+    custody.spend_nonce(custody.client.next_nonce())
+    withdrawals = [custody.withdraw(user, AMOUNT) for _ in range(2)]
+    assert custody.relay() == []
+    nonces = [custody.attempts(one)[0][0] for one in withdrawals]
+    custody.reorganise(2 * 2 + 2)
+    assert custody.client.next_nonce() == min(nonces) - 2
+    settle(custody)
+    assert [len(custody.attempts(one)) for one in withdrawals] == [1, 1]
+    assert_paid_once(custody, user, *withdrawals)
+
+
 def test_a_final_payment_that_moved_to_another_block_stays_final(custody: CustodyDesk, user: str) -> None:
     withdrawal = custody.withdraw(user, AMOUNT)
     settle(custody)
