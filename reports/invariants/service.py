@@ -61,8 +61,8 @@ def errors_stay_inside_fault_windows(evidence: Evidence) -> Finding:
     began at most recovery_s after it was healed. No errors are declared refusals, 503 `overloaded` among
     them, and replies that were too late for their client's patience: both are slowness, which the thresholds
     count in full (and who never gets an answer is for every_key_reaches_an_answer). Nor is
-    `idempotency_key_in_progress`, which only says that an earlier attempt is not over, nor an attempt that the
-    load itself cut short when it was stopped.
+    `idempotency_key_in_progress`, which only says that an earlier attempt is not over, nor an attempt that
+    the load itself cut short when it was stopped.
     """
     return finding(
         evidence,

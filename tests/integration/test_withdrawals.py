@@ -221,7 +221,8 @@ def test_money_leaves_only_to_the_users_own_wallets(
     assert refusal(withdraw(client, other, address=wallet.address)) == (422, "wallet_not_linked")
 
 
-def test_who_has_two_wallets_names_one(client: MarketClient, user: User, wallet: SigningWallet) -> None:
+@pytest.mark.usefixtures("wallet")
+def test_who_has_two_wallets_names_one(client: MarketClient, user: User) -> None:
     second = SigningWallet(next(_numbers))
     accepted(second.link(client, user))
     assert refusal(withdraw(client, user)) == (422, "wallet_not_linked")
