@@ -43,6 +43,8 @@ STRATEGIES = ("batch", "row_lock", "optimistic")
 LEVELS = ("sql", "http")
 TOOLS = ("wrk", "locust")
 USERS_MAX = 500
+# The pools of three servers stay open while the SQL level has a connection for each user.
+CONNECTIONS = USERS_MAX + 200
 FUNDS_MICRO = 10**14
 B_MICRO = 10**12
 # Connections are opened and statements planned before the measuring begins.
@@ -138,7 +140,10 @@ class Bench:
         """Start PostgreSQL and a server for each strategy, and make users with money enough."""
         self._supervisor.undo_remove(self._scratch)
         postgres = choose_postgres(
-            self._postgres_spec, supervisor=self._supervisor, data_dir=self._scratch / "pgdata"
+            self._postgres_spec,
+            supervisor=self._supervisor,
+            data_dir=self._scratch / "pgdata",
+            settings={"max_connections": str(CONNECTIONS)},
         )
         self._stop_postgres = postgres.stop
         postgres.start()
