@@ -260,19 +260,21 @@ class CustodyDesk:
 
     def relay(self, payouts: Payouts | None = None) -> list[str]:
         """Deliver every due event once; the errors."""
-        errors = []
-        while events := self.claim():
+        errors: list[str] = []
+        while not errors and (events := self.claim()):
             for event in events:
-                error = None
-                try:
-                    (payouts or self.payouts).deliver(event)
-                except Exception as caught:  # noqa: BLE001  as the relay does
-                    error = error_text(caught)
-                    errors.append(error)
-                self.outbox.mark([Outcome(event, error=error, retry_s=0.0)])
-            if errors:
-                break
+                outcome = self.delivered(event, payouts)
+                errors += [outcome.error] if outcome.error else []
+                self.outbox.mark([outcome])
         return errors
+
+    def delivered(self, event: Event, payouts: Payouts | None = None) -> Outcome:
+        """What a relay would mark when it has delivered this event."""
+        try:
+            (payouts or self.payouts).deliver(event)
+        except Exception as caught:  # noqa: BLE001  as the relay does
+            return Outcome(event, error=error_text(caught))
+        return Outcome(event)
 
     def sent(self, withdrawal_id: UUID) -> str:
         """Relay once; the hash of what was sent for this withdrawal."""
