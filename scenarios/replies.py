@@ -31,7 +31,9 @@ NOT_EXECUTED = {
     "not_found": 404,
     "market_not_found": 404,
     "user_not_found": 404,
+    "withdrawal_not_found": 404,
     "user_exists": 409,
+    "wallet_linked": 409,
     "too_large": 413,
     "unsupported_media_type": 415,
     "idempotency_key_reused": 422,
@@ -41,6 +43,10 @@ NOT_EXECUTED = {
     "market_closed": 422,
     "trade_too_small": 422,
     "trade_too_large": 422,
+    "wallet_not_linked": 422,
+    "message_refused": 422,
+    "signature_invalid": 422,
+    "nonce_invalid": 422,
     "rate_limited": 429,
     "overloaded": 503,
     "trading_paused": 503,
@@ -54,6 +60,7 @@ STORED = frozenset(
         "market_closed",
         "trade_too_small",
         "trade_too_large",
+        "wallet_not_linked",
     }
 )
 RETRYABLE = frozenset({"rate_limited", "overloaded", "trading_paused", "contention"})

@@ -15,7 +15,7 @@ from reports.invariants.registry import Finding, invariant
 
 STORED = (
     "('insufficient_funds', 'insufficient_shares', 'limit_exceeded', 'market_closed', 'trade_too_small',"
-    " 'trade_too_large')"
+    " 'trade_too_large', 'wallet_not_linked')"
 )
 PUT_OFF = "('rate_limited', 'overloaded', 'trading_paused', 'contention')"
 TRADING = "('buy_amount', 'buy_shares', 'sell', 'buy_closed', 'reuse_key')"
