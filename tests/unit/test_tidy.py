@@ -19,15 +19,27 @@ TOP_LEVEL = {
     *("tests", "docs", "seatrial.py", "pyproject.toml", "requirements.lock", "Makefile"),
     *("README.md", "LICENSE", "CHANGELOG.md"),
 }
+KNOWN_DOTS = {".ci", ".github", ".gitignore"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 MODULE_LINES_MAX = 300
 FUNCTION_LINES_MAX = 70
 
 
 def committed() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True, timeout=30
-    ).stdout
+    """The project's files: those that git knows, or, without git or a checkout, those that are there."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True, timeout=30
+        ).stdout
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        made = {"runs", "build", "__pycache__", *(path.name for path in PROJECT.glob("*.egg-info"))}
+        return [
+            path
+            for path in PROJECT.rglob("*")
+            if path.is_file()
+            and not made & set(path.relative_to(PROJECT).parts)
+            and (path.parts[len(PROJECT.parts)] in KNOWN_DOTS or path.parts[len(PROJECT.parts)][0] != ".")
+        ]
     return [PROJECT / name for name in listed.split("\0") if name and (PROJECT / name).is_file()]
 
 
