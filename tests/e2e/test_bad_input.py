@@ -112,8 +112,8 @@ def test_a_port_in_use_is_refused(command_line: CommandLine) -> None:
 
 
 def test_a_disk_without_room_is_refused(command_line: CommandLine, tmp_path: Path) -> None:
-    # sysfs is a folder that exists on every Linux and has no bytes free.
-    said = refused(command_line, "run", "--plan", str(plan_file(tmp_path)), "--runs", "/sys")
+    # procfs is a folder that exists on every Linux and has no bytes free.
+    said = refused(command_line, "run", "--plan", str(plan_file(tmp_path)), "--runs", "/proc")
 
     assert "0 MB free, a run needs 1024 MB" in said
 
