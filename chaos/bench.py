@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +26,7 @@ import httpx
 import msgspec
 import psycopg
 
+from chaos.data_folder import make_scratch
 from chaos.ports import free_port
 from chaos.postgres import choose_postgres
 from chaos.supervisor import Supervisor
@@ -117,9 +118,7 @@ class Bench:
         self.plan = plan
         self._postgres_spec = postgres
         self._step = step
-        self._scratch = Path(
-            tempfile.mkdtemp(prefix="seatrial-bench-", dir=os.environ.get("SEATRIAL_DATA_DIR", "/var/tmp"))
-        )
+        self._scratch = make_scratch("bench-")
         self._supervisor = Supervisor(folder)
         self._stop_postgres: Callable[[], None] = lambda: None
         self._urls: dict[str, str] = {}
@@ -132,9 +131,10 @@ class Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop_postgres()
-        self._supervisor.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        with contextlib.ExitStack() as last_to_first:
+            last_to_first.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+            last_to_first.callback(self._supervisor.close)
+            last_to_first.callback(self._stop_postgres)
 
     def prepare(self) -> None:
         """Start PostgreSQL and a server for each strategy, and make users with money enough."""

@@ -1,16 +1,29 @@
-"""The folder that a PostgreSQL of ours keeps its data in: with room, and open to the server's user alone."""
+"""Where a PostgreSQL of ours keeps its data: a scratch folder, and in it one that is the server's alone."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from chaos.cluster import PostgresError
 from chaos.postgres_binaries import Account
 
-# What mkdtemp's callers name their scratch folders; only such a folder is opened to the server's user.
+# Only a folder of this name is opened to the server's user.
 SCRATCH_PREFIX = "seatrial-"
+
+
+def make_scratch(purpose: str = "") -> Path:
+    """A new folder in SEATRIAL_DATA_DIR or /var/tmp, which its caller removes; raises PostgresError."""
+    place = os.environ.get("SEATRIAL_DATA_DIR", "/var/tmp")
+    try:
+        return Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX + purpose, dir=place))
+    except OSError as error:
+        raise PostgresError(
+            f"no scratch folder can be made in {place}: {error.strerror}; name another place in"
+            " SEATRIAL_DATA_DIR"
+        ) from None
 
 
 def make_data_folder(folder: Path, account: Account, *, free_mb: int) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
+from chaos.data_folder import make_scratch
 from chaos.ports import port_is_free
 from chaos.postgres import choose_postgres
 from chaos.supervisor import Supervisor
@@ -19,8 +19,8 @@ from chaos.target import (
     await_healthy,
     create_database,
     install,
+    last_words,
     spawn_server,
-    tail,
 )
 
 
@@ -33,14 +33,14 @@ def serve_alone(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    scratch = Path(
-        tempfile.mkdtemp(prefix="seatrial-serve-", dir=os.environ.get("SEATRIAL_DATA_DIR", "/var/tmp"))
-    )
-    supervisor = Supervisor(scratch)
-    database = None
-    try:
+    with contextlib.ExitStack() as last_to_first:
+        scratch = make_scratch("serve-")
+        last_to_first.callback(shutil.rmtree, scratch, ignore_errors=True)
+        supervisor = Supervisor(scratch)
+        last_to_first.callback(supervisor.close)
         supervisor.undo_remove(scratch)
         database = choose_postgres(postgres, supervisor=supervisor, data_dir=scratch / "pgdata")
+        last_to_first.callback(database.stop)
         database.start()
         step(f"PostgreSQL {database.version}, {database.kind}: {database.why}")
         admin_dsn = create_database(database.dsn, f"seatrial_serve_{os.getpid()}")
@@ -55,12 +55,7 @@ def serve_alone(
             step(line)
         while not stop.wait(0.5):
             if not server.alive:
-                raise TargetError(f"the server exited {server.returncode}: {tail(server.log)}")
-    finally:
-        if database is not None:
-            database.stop()
-        supervisor.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+                raise TargetError(f"the server exited {server.returncode}: {last_words(server)}")
 
 
 def how_to_use(port: int, admin_token: str, admin_dsn: str) -> list[str]:

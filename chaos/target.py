@@ -172,7 +172,7 @@ def await_healthy(
         while time.monotonic() - started < timeout_s:
             if child is not None and not child.alive:
                 raise TargetError(
-                    f"{child.name} exited {child.returncode} before it was healthy: {tail(child.log)}"
+                    f"{child.name} exited {child.returncode} before it was healthy: {last_words(child)}"
                 )
             if given_up():
                 raise TargetError("stopped while waiting for the target")
@@ -187,8 +187,6 @@ def await_healthy(
     raise TargetError(f"{url}/api/health was not healthy within {timeout_s:.0f} s: {last}")
 
 
-def tail(log: Path, lines: int = 5) -> str:
-    """The last lines of a child's log, for an error message."""
-    if not log.is_file():
-        return "(no log)"
-    return " | ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-lines:])
+def last_words(child: Child) -> str:
+    """The end of a child's log on one line, for an error message."""
+    return " | ".join(child.log_tail(5).splitlines()) or "(an empty log)"

@@ -16,7 +16,6 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from typing import Any
 import msgspec
 import psycopg
 
+from chaos.data_folder import make_scratch
 from chaos.nemesis import Nemesis
 from chaos.ports import free_port
 from chaos.postgres import Postgres, choose_postgres
@@ -123,9 +123,7 @@ class Trial:
         self._start_proxy()
 
     def _start_target(self) -> None:
-        self._scratch = Path(
-            tempfile.mkdtemp(prefix="seatrial-", dir=os.environ.get("SEATRIAL_DATA_DIR", "/var/tmp"))
-        )
+        self._scratch = make_scratch()
         self._supervisor.undo_remove(self._scratch)
         postgres = choose_postgres(
             self.choice.postgres, supervisor=self._supervisor, data_dir=self._scratch / "pgdata"
