@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, LiteralString, TypeVar, cast
@@ -119,6 +120,19 @@ async def reading(request: ApiRequest, query: LiteralString, *parameters: Any) -
     return answer(Reply(200, False, text.encode()))
 
 
+async def keyed(
+    request: ApiRequest, require: Callable[[Caller], None], parse: Parser[Body]
+) -> tuple[Caller, str, Body]:
+    """Who asks for money to move, under which key, and for what, checked in this order; raises Problem."""
+    headers = RequestHeaders(request.scope["headers"])
+    caller = await caller_of(request, headers)
+    require(caller)
+    query_of(request)
+    headers.require_json()
+    key = headers.idempotency_key()
+    return caller, key, await body_of(request, headers, parse)
+
+
 async def moving(
     request: ApiRequest, caller: Caller, key: str, body: msgspec.Struct, query: LiteralString, *more: Any
 ) -> ASGIResponse:
@@ -168,13 +182,7 @@ async def create_user(request: ApiRequest) -> ASGIResponse:
 
 @post("/api/fundings")
 async def fund(request: ApiRequest) -> ASGIResponse:
-    headers = RequestHeaders(request.scope["headers"])
-    caller = await caller_of(request, headers)
-    require_admin(caller)
-    query_of(request)
-    headers.require_json()
-    key = headers.idempotency_key()
-    body = await body_of(request, headers, parse_funding)
+    caller, key, body = await keyed(request, require_admin, parse_funding)
     if (body.user_id is UNSET) == (body.account is UNSET):
         raise Problem("malformed", "give exactly one of userId and account", field="userId")
     return await moving(
@@ -191,13 +199,7 @@ async def fund(request: ApiRequest) -> ASGIResponse:
 
 @post("/api/markets")
 async def create_market(request: ApiRequest) -> ASGIResponse:
-    headers = RequestHeaders(request.scope["headers"])
-    caller = await caller_of(request, headers)
-    require_admin(caller)
-    query_of(request)
-    headers.require_json()
-    key = headers.idempotency_key()
-    body = await body_of(request, headers, parse_market)
+    caller, key, body = await keyed(request, require_admin, parse_market)
     if len(set(body.outcomes)) != len(body.outcomes):
         raise Problem("malformed", "two outcomes have the same name", field="outcomes")
     return await moving(
@@ -216,13 +218,7 @@ async def create_market(request: ApiRequest) -> ASGIResponse:
 
 @post("/api/markets/{market_id:str}")
 async def act_on_market(request: ApiRequest) -> ASGIResponse:
-    headers = RequestHeaders(request.scope["headers"])
-    caller = await caller_of(request, headers)
-    require_admin(caller)
-    query_of(request)
-    headers.require_json()
-    key = headers.idempotency_key()
-    body = await body_of(request, headers, parse_market_action)
+    caller, key, body = await keyed(request, require_admin, parse_market_action)
     return await moving(
         request,
         caller,

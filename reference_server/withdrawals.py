@@ -16,14 +16,12 @@ from msgspec import UNSET
 
 from reference_server.authentication import require_user
 from reference_server.bodies import Parser, WithdrawalRequest
-from reference_server.headers import RequestHeaders
 from reference_server.problem import Problem
 from reference_server.routes import (
     ApiRequest,
     answer,
-    body_of,
-    caller_of,
     given,
+    keyed,
     moving,
     query_of,
     services_of,
@@ -39,13 +37,7 @@ _WITHDRAWAL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", re.A
 
 @post("/api/withdrawals")
 async def withdraw(request: ApiRequest) -> ASGIResponse:
-    headers = RequestHeaders(request.scope["headers"])
-    caller = await caller_of(request, headers)
-    require_user(caller)
-    query_of(request)
-    headers.require_json()
-    key = headers.idempotency_key()
-    body = await body_of(request, headers, parse_withdrawal)
+    caller, key, body = await keyed(request, require_user, parse_withdrawal)
     if body.address is not UNSET:
         # one spelling, so that a retry with another is the same request
         address = await asyncio.to_thread(lower_address, body.address, field="address")
