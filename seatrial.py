@@ -228,20 +228,25 @@ def now(trial: Trial, probes: ProbesSoFar) -> Now:
 
 def judged(folder: Path, cut: str | None) -> Verdict:
     """The verdict on a run directory and everything derived from it."""
-    from reports.evidence import RunError
-    from reports.judge import abandoned, judge, write_verdict
-    from reports.page import write_report
+    from reports.evidence import RunError, open_evidence
+    from reports.judge import abandoned, judge_evidence, write_verdict
+    from reports.page import write_report, write_report_without_evidence
     from scenarios.history import HistoryError
 
     announce("judging")
     try:
-        verdict = judge(folder)
+        opened = open_evidence(folder)
     except (RunError, HistoryError) as error:
         if cut is None:
             raise stop(str(error)) from None
         verdict = abandoned(folder, f"{cut}; {error}")
-    write_verdict(folder, verdict)
-    write_report(folder, verdict)
+        write_verdict(folder, verdict)
+        write_report_without_evidence(folder, verdict, str(error))
+        return verdict
+    with contextlib.closing(opened) as evidence:
+        verdict = judge_evidence(evidence)
+        write_verdict(folder, verdict)
+        write_report(folder, verdict, evidence)
     return verdict
 
 

@@ -11,6 +11,7 @@ Nothing in a verdict depends on when or where it was reached: judging twice give
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import traceback
@@ -27,7 +28,16 @@ from reports.summary import summary_markdown
 from reports.verdict import EXIT_CODES, FaultCount, InvariantResult, Threshold, Verdict, Word
 from scenarios.plan import PlanError, read_run_plan
 
-__all__ = ["InvariantResult", "Threshold", "Verdict", "abandoned", "examine", "judge", "write_verdict"]
+__all__ = [
+    "InvariantResult",
+    "Threshold",
+    "Verdict",
+    "abandoned",
+    "examine",
+    "judge",
+    "judge_evidence",
+    "write_verdict",
+]
 
 JSON_INTEGER_MAX = 2**63 - 1
 
@@ -41,29 +51,31 @@ FROM faults GROUP BY fault ORDER BY min(time_ns), fault
 
 def judge(run: Path) -> Verdict:
     """The verdict on a run directory; raises RunError or HistoryError when there is nothing to judge."""
-    evidence = open_evidence(run)
-    try:
-        results = [examine(evidence, known) for known in load_registry()]
-        make_answered(evidence)
-        latency = read_latency(evidence)
-        totals = read_totals(evidence)
-        thresholds = read_thresholds(evidence, latency, totals)
-        word, reasons = weigh(results, evidence.incomplete, thresholds)
-        return Verdict(
-            verdict=word,
-            exit_code=EXIT_CODES[word],
-            reasons=reasons,
-            run=evidence.plan.run,
-            plan=evidence.plan.plan.name,
-            seed=evidence.plan.seed,
-            invariants=results,
-            thresholds=thresholds,
-            latency=latency,
-            totals=totals,
-            faults=[FaultCount(**row) for row in evidence.rows(FAULTS)],
-        )
-    finally:
-        evidence.close()
+    with contextlib.closing(open_evidence(run)) as evidence:
+        return judge_evidence(evidence)
+
+
+def judge_evidence(evidence: Evidence) -> Verdict:
+    """The verdict on evidence that somebody opened, and may go on reading."""
+    results = [examine(evidence, known) for known in load_registry()]
+    make_answered(evidence)
+    latency = read_latency(evidence)
+    totals = read_totals(evidence)
+    thresholds = read_thresholds(evidence, latency, totals)
+    word, reasons = weigh(results, evidence.incomplete, thresholds)
+    return Verdict(
+        verdict=word,
+        exit_code=EXIT_CODES[word],
+        reasons=reasons,
+        run=evidence.plan.run,
+        plan=evidence.plan.plan.name,
+        seed=evidence.plan.seed,
+        invariants=results,
+        thresholds=thresholds,
+        latency=latency,
+        totals=totals,
+        faults=[FaultCount(**row) for row in evidence.rows(FAULTS)],
+    )
 
 
 def examine(evidence: Evidence, known: Invariant) -> InvariantResult:

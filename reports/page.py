@@ -9,19 +9,17 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import msgspec
 
-from reports.evidence import RunError, open_evidence
+from reports.evidence import Evidence
 from reports.figures import draw_figures
 from reports.judge import Verdict
 from reports.series import PERCENTILES, Series, read_series
-from scenarios.history import HistoryError
-from scenarios.plan import RunPlan
+from scenarios.plan import RunPlan, read_run_plan
 
 TEMPLATES = Path(__file__).parent / "templates"
 CAPTIONS = {
@@ -37,24 +35,34 @@ CAPTIONS = {
 }
 
 
-def write_report(run: Path, verdict: Verdict) -> Path:
+def write_report(run: Path, verdict: Verdict, evidence: Evidence) -> Path:
     """Write report.html, the PNG pictures and the CSV tables; the page's path."""
-    pictures: list[Path] = []
-    faults: list[dict[str, Any]] = []
-    problem = None
-    try:
-        evidence = open_evidence(run)
-    except (RunError, HistoryError) as error:
-        problem = str(error)
-    else:
-        try:
-            series = read_series(evidence)
-            pictures = draw_figures(series, run)
-            faults = fault_rows(evidence.rows(FAULTS))
-            write_tables(run, series)
-        finally:
-            evidence.close()
-    plan = msgspec.json.decode((run / "plan.json").read_bytes(), type=RunPlan)
+    series = read_series(evidence)
+    write_tables(run, series)
+    return write_page(
+        run,
+        verdict,
+        evidence.plan,
+        pictures=draw_figures(series, run),
+        faults=fault_rows(evidence.rows(FAULTS)),
+    )
+
+
+def write_report_without_evidence(run: Path, verdict: Verdict, problem: str) -> Path:
+    """The page of a run whose evidence could not be opened: the verdict, what was asked, and why."""
+    return write_page(run, verdict, read_run_plan(run), problem=problem)
+
+
+def write_page(
+    run: Path,
+    verdict: Verdict,
+    plan: RunPlan,
+    *,
+    pictures: Sequence[Path] = (),
+    faults: Sequence[dict[str, Any]] = (),
+    problem: str | None = None,
+) -> Path:
+    """Render report.html from what there is."""
     page = (
         environment()
         .get_template("report.html.j2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -12,10 +13,19 @@ import pytest
 from PIL import Image
 
 from reports.evidence import open_evidence
-from reports.judge import abandoned, judge
-from reports.page import write_report
+from reports.judge import abandoned, judge_evidence
+from reports.page import write_report, write_report_without_evidence
 from reports.series import PERCENTILES, read_series
+from reports.verdict import Verdict
+from scenarios.history import HistoryError
 from tests import golden
+
+
+def reported(run: Path) -> tuple[Verdict, str]:
+    """The verdict on a run, and its page."""
+    with contextlib.closing(open_evidence(run)) as evidence:
+        verdict = judge_evidence(evidence)
+        return verdict, write_report(run, verdict, evidence).read_text()
 
 
 @pytest.fixture
@@ -24,9 +34,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_page_stands_alone_and_says_everything(run: Path) -> None:
-    verdict = judge(run)
-
-    page = write_report(run, verdict).read_text()
+    verdict, page = reported(run)
 
     assert page.count("data:image/png;base64,") == 4
     assert not any(outside in page for outside in ('src="http', "<link", "<script", "@import", "url("))
@@ -37,7 +45,7 @@ def test_the_page_stands_alone_and_says_everything(run: Path) -> None:
 
 
 def test_the_pictures_show_something(run: Path) -> None:
-    write_report(run, judge(run))
+    reported(run)
 
     for name in ("latency", "timeline", "spectrum", "machine"):
         with Image.open(run / f"{name}.png") as picture:
@@ -52,7 +60,7 @@ def test_what_users_named_is_shown_as_text_not_as_markup(tmp_path: Path) -> None
     rows.plan["plan"]["about"] = "<script>alert(1)</script>"
     run = rows.write(tmp_path / "run")
 
-    page = write_report(run, judge(run)).read_text()
+    _, page = reported(run)
 
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
@@ -62,7 +70,10 @@ def test_a_run_that_cannot_be_judged_still_has_a_page(run: Path) -> None:
     (history, *_) = (run / "history").glob("*.jsonl")
     history.write_bytes(history.read_bytes()[:500])
 
-    page = write_report(run, abandoned(run, "interrupted before the load began")).read_text()
+    with pytest.raises(HistoryError) as refused:
+        open_evidence(run)
+    verdict = abandoned(run, "interrupted before the load began")
+    page = write_report_without_evidence(run, verdict, str(refused.value)).read_text()
 
     assert "interrupted before the load began" in page
     assert history.name in page
@@ -100,7 +111,7 @@ def test_nobody_answers_before_he_was_asked(run: Path) -> None:
 
 
 def test_the_tables_are_the_numbers_behind_the_pictures(run: Path) -> None:
-    write_report(run, judge(run))
+    reported(run)
 
     with (run / "per_second.csv").open() as file:
         rows = list(csv.DictReader(file))
