@@ -44,6 +44,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     judge_dsn: str
     admin_token: str
     admin_dsn: str | None = None
+    relay_dsn: str | None = None
 
 
 SUPERVISED_FAULTS = frozenset({"kill_server", "pause_server", "kill_postgres", "pause_postgres"})
@@ -55,6 +56,7 @@ class TargetChoice(msgspec.Struct, frozen=True, kw_only=True):
     command: list[str] = msgspec.field(default_factory=lambda: list(REFERENCE_COMMAND))
     postgres: str = "auto"
     strategy: str = "batch"
+    chain: str = "embedded"
     url: str | None = None
     access: Access | None = None
 
@@ -104,6 +106,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     server_dsn: str
     judge_dsn: str
     admin_token: str
+    relay_dsn: str | None = None
 
 
 def create_database(dsn: str, name: str) -> str:
@@ -142,6 +145,7 @@ def install(command: list[str], admin_dsn: str, log: Path, *, admin_token: str =
         judge_dsn=said.judge_dsn,
         admin_token=said.admin_token,
         admin_dsn=admin_dsn,
+        relay_dsn=said.relay_dsn,
     )
 
 

@@ -15,10 +15,16 @@ from chaos.http_framing import header
 from chaos.http_messages import Evidence
 
 if TYPE_CHECKING:
+    from subprocess import CompletedProcess
+
+    from chaos.chain import Chain
     from chaos.child import Child
     from chaos.cluster import Postgres
     from chaos.http_exchange import Exchange
     from chaos.proxy_control import ProxyControl
+    from chaos.receiver_control import ReceiverControl
+    from chaos.rpc_control import RpcControl
+    from scenarios.plan import ChainPlan
 
 
 # A wait of a fault, short enough that healing stays bounded.
@@ -29,8 +35,47 @@ class FaultError(Exception):
     """A fault that does not exist, has no such option, or could not be injected or healed; says why."""
 
 
+class Custody(Protocol):
+    """The part of the world where money comes in and goes out: chaos.custody.Custody in a run.
+
+    `rpc` controls the line from the system to the node, `receiver` whoever gets its alerts and notices.
+    """
+
+    @property
+    def node(self) -> Chain: ...
+    @property
+    def rpc(self) -> RpcControl: ...
+    @property
+    def receiver(self) -> ReceiverControl: ...
+    @property
+    def relays(self) -> Sequence[Child]: ...
+    @property
+    def watcher(self) -> Child: ...
+    @property
+    def vault(self) -> str: ...
+    @property
+    def usdc(self) -> str: ...
+    @property
+    def operator_key(self) -> str: ...
+    @property
+    def chain_id(self) -> int: ...
+    @property
+    def plan(self) -> ChainPlan: ...
+    def ask(self, method: str, *params: Any) -> Any:
+        """JSON-RPC straight to the node, past the line that faults hit; raises RpcError."""
+
+    def mining(self, on: bool) -> None:
+        """Blocks at the plan's interval, or none; raises RpcError."""
+
+    def spawn_relay(self, name: str) -> Child:
+        """One relay more, like the others."""
+
+    def command(self, *arguments: str) -> CompletedProcess[str]:
+        """The target's command as the owner of its database; raises FaultError when it does not end."""
+
+
 class World(Protocol):
-    """What the faults may reach: chaos.trial.Trial in a run."""
+    """What the faults may reach: chaos.trial.Trial in a run. `custody` is None in a run without a chain."""
 
     @property
     def proxy(self) -> ProxyControl | None: ...
@@ -38,6 +83,8 @@ class World(Protocol):
     def servers(self) -> Sequence[Child]: ...
     @property
     def postgres(self) -> Postgres | None: ...
+    @property
+    def custody(self) -> Custody | None: ...
     @property
     def admin_dsn(self) -> str: ...
     def server_healthy(self, timeout_s: float) -> bool: ...

@@ -34,6 +34,7 @@ class SmallWorld:
     proxy: ProxyControl | None = None
     servers: list[Child] = field(default_factory=list)
     postgres: Postgres | None = None
+    custody: None = None
     port: int = 0
 
     @property
