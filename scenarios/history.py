@@ -27,11 +27,23 @@ FORMAT = 1
 Outcome = Literal["ok", "fail", "info"]
 
 MONEY_ACTIONS = frozenset(
-    {"buy_amount", "buy_shares", "sell", "fund", "create_market", "close_market", "reuse_key", "buy_closed"}
+    {
+        "buy_amount",
+        "buy_shares",
+        "sell",
+        "fund",
+        "create_market",
+        "close_market",
+        "reuse_key",
+        "buy_closed",
+        "withdraw",
+    }
 )
-READ_ACTIONS = frozenset({"read_market", "read_account", "read_ledger"})
-SETUP_ACTIONS = frozenset({"create_user"})
-ACTIONS = MONEY_ACTIONS | READ_ACTIONS | SETUP_ACTIONS
+# Sent to the chain's node instead of the target: without a key, named by the transaction's hash.
+ONCHAIN_ACTIONS = frozenset({"deposit"})
+READ_ACTIONS = frozenset({"read_market", "read_account", "read_ledger", "read_withdrawal"})
+SETUP_ACTIONS = frozenset({"create_user", "wallet_nonce", "link_wallet"})
+ACTIONS = MONEY_ACTIONS | ONCHAIN_ACTIONS | READ_ACTIONS | SETUP_ACTIONS
 
 
 class HistoryError(Exception):
@@ -90,7 +102,10 @@ class Invoke(
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a reply said, as far as the checkers use it. Absent where the reply did not say."""
+    """What a reply said, as far as the checkers use it. Absent where the reply did not say.
+
+    A deposit's `tx_hash` is its client's own: known before the node answers, and there whatever came back.
+    """
 
     trade_id: int | None = None
     market_id: int | None = None
@@ -103,6 +118,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     account_version: int | None = None
     balance_micro: int | None = None
     user_id: str | None = None
+    tx_hash: str | None = None
+    withdrawal_id: str | None = None
+    withdrawal_status: str | None = None
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

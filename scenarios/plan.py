@@ -7,27 +7,31 @@ faults, the judge its thresholds.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 PLANS = Path(__file__).parent / "plans"
+_TRADING = frozenset(
+    {
+        "buy_amount",
+        "buy_shares",
+        "sell",
+        "read_market",
+        "read_account",
+        "read_ledger",
+        "replay",
+        "reuse_key",
+        "buy_closed",
+    }
+)
 SCENARIOS = {
-    "hot_market": frozenset(
-        {
-            "buy_amount",
-            "buy_shares",
-            "sell",
-            "read_market",
-            "read_account",
-            "read_ledger",
-            "replay",
-            "reuse_key",
-            "buy_closed",
-        }
-    )
+    "hot_market": _TRADING,
+    "money_in_out": _TRADING | {"deposit", "withdraw", "read_withdrawal"},
 }
+CHAIN_SCENARIOS = frozenset({"money_in_out"})
 
 
 class PlanError(Exception):
@@ -71,6 +75,23 @@ class Market(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     user_funds_micro: int = 1_000_000_000
 
 
+class ChainPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The chain that money comes from and goes to, and the target's processes that deal with it.
+
+    A deposit counts when it is `confirmations` deep; a relay holds an event for `lease_s` and tries it
+    `attempts_max` times; the books are compared every `reconcile_every_s`; after the load, relays and watcher
+    have `drain_s` to finish.
+    """
+
+    confirmations: int = 3
+    block_time_s: float = 0.5
+    relays: int = 2
+    lease_s: float = 3.0
+    attempts_max: int = 12
+    reconcile_every_s: float = 1.0
+    drain_s: float = 30.0
+
+
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits whose crossing makes a run slow, never wrong. Absent means not judged."""
 
@@ -97,6 +118,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     mix: dict[str, float]
     load: Load = Load()
     market: Market = Market()
+    chain: ChainPlan | None = None
     faults: list[FaultPlan] = []
     thresholds: Thresholds = Thresholds()
     service: Service = Service()
@@ -225,6 +247,7 @@ def check_plan(plan: Plan, *, where: str) -> None:
     rule(0 <= plan.market.fee_bps <= 1_000, "market.fee_bps", "from 0 to 1000")
     rule(1_000_000 <= plan.market.b_micro <= 10**12, "market.b_micro", "from 1000000 to 10^12")
     rule(0 < plan.market.user_funds_micro <= 10**15, "market.user_funds_micro", "above 0, at most 10^15")
+    _check_chain(plan, rule)
     for name, limit in msgspec.structs.asdict(plan.thresholds).items():
         rule(limit is None or 0 <= limit < float("inf"), f"thresholds.{name}", "a number not below 0")
     rule(0 < plan.service.recovery_s <= 600, "service.recovery_s", "above 0, at most 600")
@@ -232,3 +255,20 @@ def check_plan(plan: Plan, *, where: str) -> None:
         rule(fault.at_s >= 0 and fault.during_s >= 0, f"faults[{index}]", "at_s and during_s not below 0")
         rule(fault.at_s + fault.during_s < plan.load_s, f"faults[{index}]", "ends before the load does")
         rule(1 <= fault.count <= 10_000, f"faults[{index}].count", "from 1 to 10000")
+
+
+def _check_chain(plan: Plan, rule: Callable[[bool, str, str], None]) -> None:
+    chain = plan.chain
+    if plan.scenario in CHAIN_SCENARIOS:
+        rule(chain is not None, "chain", f"{plan.scenario} needs a table [chain]")
+    else:
+        rule(chain is None, "chain", f"{plan.scenario} has no chain; leave [chain] out")
+    if chain is None:
+        return
+    rule(1 <= chain.confirmations <= 100, "chain.confirmations", "from 1 to 100")
+    rule(0.05 <= chain.block_time_s <= 60, "chain.block_time_s", "from 0.05 to 60")
+    rule(1 <= chain.relays <= 8, "chain.relays", "from 1 to 8")
+    rule(0.5 <= chain.lease_s <= 600, "chain.lease_s", "from 0.5 to 600")
+    rule(1 <= chain.attempts_max <= 1_000, "chain.attempts_max", "from 1 to 1000")
+    rule(0.2 <= chain.reconcile_every_s <= 3_600, "chain.reconcile_every_s", "from 0.2 to 3600")
+    rule(1 <= chain.drain_s <= 600, "chain.drain_s", "from 1 to 600")

@@ -166,6 +166,38 @@ class UserContent(msgspec.Struct, rename="camel", gc=False):
     token: str
 
 
+class WithdrawalContent(msgspec.Struct, rename="camel", gc=False):
+    """A withdrawal that was accepted; the money has left the user's account."""
+
+    withdrawal_id: str
+    status: str
+    transaction_id: int
+    balance: int
+    account_version: int
+
+
+class WithdrawalStateContent(msgspec.Struct, rename="camel", gc=False):
+    """How far a withdrawal is."""
+
+    withdrawal_id: str
+    status: str
+
+
+class NonceContent(msgspec.Struct, rename="camel", gc=False):
+    """A nonce for one message that links a wallet, and whom the message must be for."""
+
+    nonce: str
+    domain: str
+    chain_id: int
+
+
+class WalletContent(msgspec.Struct, rename="camel", gc=False):
+    """A wallet that is now the user's."""
+
+    address: str
+    user_id: str
+
+
 class ProblemContent(msgspec.Struct):
     """A refusal, as far as it is judged."""
 
@@ -225,6 +257,28 @@ def _user_facts(reply: UserContent) -> Facts:
     return Facts(user_id=reply.user_id)
 
 
+def _withdrawal_facts(reply: WithdrawalContent) -> Facts:
+    return Facts(
+        transaction_id=reply.transaction_id,
+        account_version=reply.account_version,
+        balance_micro=reply.balance,
+        withdrawal_id=reply.withdrawal_id,
+        withdrawal_status=reply.status,
+    )
+
+
+def _withdrawal_state_facts(reply: WithdrawalStateContent) -> Facts:
+    return Facts(withdrawal_id=reply.withdrawal_id, withdrawal_status=reply.status)
+
+
+def _no_facts(_: NonceContent) -> None:
+    """A nonce is nobody's business but its user's."""
+
+
+def _wallet_facts(reply: WalletContent) -> Facts:
+    return Facts(user_id=reply.user_id)
+
+
 _Reading = tuple[Callable[[bytes], Any], Callable[[Any], Facts | None]]
 _TRADE: _Reading = (msgspec.json.Decoder(TradeContent).decode, _trade_facts)
 _MARKET: _Reading = (msgspec.json.Decoder(MarketContent).decode, _market_facts)
@@ -242,6 +296,10 @@ _READINGS: dict[str, _Reading] = {
     "read_ledger": (msgspec.json.Decoder(LedgerContent).decode, _ledger_facts),
     "fund": (msgspec.json.Decoder(FundingContent).decode, _funding_facts),
     "create_user": (msgspec.json.Decoder(UserContent).decode, _user_facts),
+    "wallet_nonce": (msgspec.json.Decoder(NonceContent).decode, _no_facts),
+    "link_wallet": (msgspec.json.Decoder(WalletContent).decode, _wallet_facts),
+    "withdraw": (msgspec.json.Decoder(WithdrawalContent).decode, _withdrawal_facts),
+    "read_withdrawal": (msgspec.json.Decoder(WithdrawalStateContent).decode, _withdrawal_state_facts),
 }
 _decode_problem = msgspec.json.Decoder(ProblemContent).decode
 

@@ -11,7 +11,9 @@ import pytest
 from scenarios.history import (
     ACTIONS,
     MONEY_ACTIONS,
+    ONCHAIN_ACTIONS,
     READ_ACTIONS,
+    SETUP_ACTIONS,
     Completion,
     End,
     Facts,
@@ -27,6 +29,7 @@ from scenarios.history import (
     digest,
     read_rows,
 )
+from scenarios.plan import SCENARIOS
 
 Row = Header | Invoke | Completion | End
 
@@ -203,6 +206,12 @@ def test_a_digest_is_128_bits_of_sha_256() -> None:
     assert digest(b"") == "e3b0c44298fc1c149afbf4c8996fb924"
 
 
-def test_an_action_moves_money_or_reads() -> None:
-    assert not MONEY_ACTIONS & READ_ACTIONS
-    assert MONEY_ACTIONS | READ_ACTIONS | {"create_user"} == ACTIONS
+def test_an_action_is_of_one_kind() -> None:
+    kinds = (MONEY_ACTIONS, ONCHAIN_ACTIONS, READ_ACTIONS, SETUP_ACTIONS)
+    assert sum(len(kind) for kind in kinds) == len(ACTIONS)
+    assert frozenset().union(*kinds) == ACTIONS
+
+
+def test_every_action_of_a_scenario_can_be_recorded() -> None:
+    # A replay is recorded as the action that it repeats.
+    assert frozenset().union(*SCENARIOS.values()) - {"replay"} <= ACTIONS

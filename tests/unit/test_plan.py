@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from scenarios.load import check_scenario
-from scenarios.plan import PlanError, load_plan, read_run_plan
+from scenarios.plan import ChainPlan, PlanError, load_plan, read_run_plan
 from scenarios.run_directory import create_run
 
 SOUND = """
@@ -82,7 +82,10 @@ def test_a_wrong_key_or_type_is_named(tmp_path: Path, line: str, said: str) -> N
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('scenario = "cold_market"', "scenario: no scenario 'cold_market'; the scenarios are hot_market"),
+        (
+            'scenario = "cold_market"',
+            "scenario: no scenario 'cold_market'; the scenarios are hot_market, money_in_out",
+        ),
         ("stages = []", "stages: between 1 and 100 stages"),
         ('stages = [{name = "a", users = -1, hold_s = 1.0}]', "stages[0].users: between 0 and 100000"),
         ('stages = [{name = "a", users = 1, hold_s = -1.0}]', "stages[0]: ramp_s and hold_s not below 0"),
@@ -102,6 +105,8 @@ def test_a_wrong_key_or_type_is_named(tmp_path: Path, line: str, said: str) -> N
         ("market = {user_funds_micro = 0}", "market.user_funds_micro: above 0, at most 10^15"),
         ("thresholds = {steady_p99_ms = -1.0}", "thresholds.steady_p99_ms: a number not below 0"),
         ("thresholds = {steady_p99_ms = nan}", "thresholds.steady_p99_ms: a number not below 0"),
+        ('scenario = "money_in_out"', "chain: money_in_out needs a table [chain]"),
+        ("chain = {}", "chain: hot_market has no chain; leave [chain] out"),
         ("service = {recovery_s = 0.0}", "service.recovery_s: above 0, at most 600"),
         ('faults = [{fault = "f", at_s = -1.0}]', "faults[0]: at_s and during_s not below 0"),
         ('faults = [{fault = "f", at_s = 4.0, during_s = 1.0}]', "faults[0]: ends before the load does"),
@@ -110,6 +115,32 @@ def test_a_wrong_key_or_type_is_named(tmp_path: Path, line: str, said: str) -> N
 )
 def test_a_broken_rule_is_named_with_its_key(tmp_path: Path, line: str, said: str) -> None:
     assert refused(tmp_path, with_lines(line)) == said
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "said"),
+    [
+        ("confirmations", "0", "from 1 to 100"),
+        ("confirmations", "101", "from 1 to 100"),
+        ("block_time_s", "0.0", "from 0.05 to 60"),
+        ("block_time_s", "nan", "from 0.05 to 60"),
+        ("relays", "0", "from 1 to 8"),
+        ("relays", "9", "from 1 to 8"),
+        ("lease_s", "0.4", "from 0.5 to 600"),
+        ("attempts_max", "0", "from 1 to 1000"),
+        ("reconcile_every_s", "0.1", "from 0.2 to 3600"),
+        ("drain_s", "0.5", "from 1 to 600"),
+    ],
+)
+def test_a_chain_out_of_range_is_named(tmp_path: Path, field: str, wrong: str, said: str) -> None:
+    lines = ('scenario = "money_in_out"', f"chain = {{{field} = {wrong}}}")
+    assert refused(tmp_path, with_lines(*lines)) == f"chain.{field}: {said}"
+
+
+def test_a_chain_has_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(with_lines('scenario = "money_in_out"', "mix = {deposit = 1.0}", "chain = {}"))
+    assert load_plan(str(path)).chain == ChainPlan()
 
 
 def test_an_unknown_action_is_told_the_known_ones(tmp_path: Path) -> None:

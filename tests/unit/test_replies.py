@@ -8,8 +8,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from scenarios.history import ACTIONS, digest
-from scenarios.replies import NOT_EXECUTED, RETRYABLE, STORED, AccountContent, seen_failure, seen_reply
+from scenarios.history import ACTIONS, ONCHAIN_ACTIONS, digest
+from scenarios.replies import (
+    NOT_EXECUTED,
+    RETRYABLE,
+    STORED,
+    AccountContent,
+    NonceContent,
+    seen_failure,
+    seen_reply,
+)
 from scenarios.wire import Refused, Reply, WireError
 
 API = Path(__file__).resolve().parents[2] / "docs" / "api.md"
@@ -48,6 +56,17 @@ ACCOUNT = {
     "accountVersion": 9,
     "positions": [{"marketId": 1, "outcome": 0, "shares": 5}],
 }
+
+WITHDRAWAL = {
+    "withdrawalId": "018f",
+    "status": "reserved",
+    "amount": 5,
+    "address": "0xab",
+    "transactionId": 31,
+    "balance": 95,
+    "accountVersion": 6,
+}
+STATUSES = {"create_user": 201, "fund": 201, "link_wallet": 201, "withdraw": 202}
 
 
 def reply(
@@ -201,10 +220,27 @@ def test_the_reply_hash_is_of_the_bytes_and_not_of_the_meaning() -> None:
             {"transaction_id": 2, "account_version": 1, "balance_micro": 5},
         ),
         ("create_user", {"userId": "u1", "token": "secret"}, {"user_id": "u1"}),
+        ("link_wallet", {"address": "0xab", "userId": "u1", "linkedAt": "now"}, {"user_id": "u1"}),
+        (
+            "withdraw",
+            WITHDRAWAL,
+            {
+                "transaction_id": 31,
+                "account_version": 6,
+                "balance_micro": 95,
+                "withdrawal_id": "018f",
+                "withdrawal_status": "reserved",
+            },
+        ),
+        (
+            "read_withdrawal",
+            {**WITHDRAWAL, "status": "sent", "txHash": "0xcd", "blockNumber": None, "reason": None},
+            {"withdrawal_id": "018f", "withdrawal_status": "sent"},
+        ),
     ],
 )
 def test_each_reply_tells_its_facts(action: str, content: object, told: dict[str, object]) -> None:
-    seen = seen_reply(action, reply(201 if action in ("create_user", "fund") else 200, content))
+    seen = seen_reply(action, reply(STATUSES.get(action, 200), content))
     assert seen.type == "ok"
     assert seen.facts is not None
     assert msgspec.to_builtins(seen.facts) == told
@@ -232,8 +268,14 @@ def test_a_ledger_tells_the_newest_entry_of_the_available_account() -> None:
 
 
 def test_every_action_has_a_reading() -> None:
-    for action in ACTIONS:
+    for action in ACTIONS - ONCHAIN_ACTIONS:
         assert seen_reply(action, reply(200, body=b"nothing")).type == "info"
+
+
+def test_a_nonce_is_handed_on_and_not_recorded() -> None:
+    told = {"nonce": "n" * 32, "expiresAt": "later", "domain": "localhost", "chainId": 31337}
+    seen = seen_reply("wallet_nonce", reply(201, told))
+    assert (seen.type, seen.facts, seen.content) == ("ok", None, NonceContent("n" * 32, "localhost", 31337))
 
 
 def test_an_account_is_handed_to_the_trader() -> None:
