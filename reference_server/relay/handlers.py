@@ -17,6 +17,7 @@ from reference_server.relay.event import Handler
 HANDLERS = {
     "alert.*": "reference_server.relay.notification",
     "measure.*": "reference_server.relay.no_operation",
+    "notice.*": "reference_server.relay.notification",
     "withdrawal.*": "reference_server.payouts",
 }
 

@@ -1,8 +1,8 @@
-"""The handler of alerts: to people, by the services that apprise knows (Slack, email, webhooks, ...) by URL.
+"""The handler of alerts, and of notices for users: to people, by the services that apprise knows by URL.
 
 The title is the payload's `title`, else the event type; the text is the payload's `text`, else the payload,
 and always ends with the dedup key, by which people and inboxes know a repetition. A webhook (json, xml or
-form) has it as the header Idempotency-Key too. An alert goes to all services, and counts as delivered when
+form) has it as the header Idempotency-Key too. An event goes to all services, and counts as delivered when
 all have it: when one fails, all get it again.
 """
 
@@ -30,12 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         action="append",
         default=os.environ.get(VARIABLE, "").split(),
-        help=f"where alerts go, as an apprise URL; may be repeated (default: ${VARIABLE}, else the log)",
+        help="where alerts and notices go, as an apprise URL; may be repeated"
+        f" (default: ${VARIABLE}, else the log)",
     )
 
 
 def handler(options: argparse.Namespace) -> Handler:
-    """The handler of events of type 'alert.*'; raises HandlerError on a URL that names no service."""
+    """The handler of alerts and notices; raises HandlerError on a URL that names no service."""
     urls: list[str] = options.notify
     if not urls:
         return write_to_log
@@ -55,7 +56,7 @@ def handler(options: argparse.Namespace) -> Handler:
             services.add(with_key(url, event.dedup_key))
         title, text = wording(event)
         if not (result := services.notify(title=title, body=text, timeout=event.lease_left_s())):
-            raise NotDelivered(f"of {len(urls)} services {result.success_count} took the alert")
+            raise NotDelivered(f"of {len(urls)} services {result.success_count} took it")
 
     return notify
 
@@ -63,11 +64,12 @@ def handler(options: argparse.Namespace) -> Handler:
 def write_to_log(event: Event) -> None:
     """The handler where no service is named."""
     title, text = wording(event)
-    log.error("%s: %s", title, text.replace("\n", ", "))
+    level = logging.ERROR if event.event_type.startswith("alert.") else logging.INFO
+    log.log(level, "%s: %s", title, text.replace("\n", ", "))
 
 
 def wording(event: Event) -> tuple[str, str]:
-    """Title and text of an alert."""
+    """Title and text of an alert or a notice."""
     title = str(event.payload.get("title", event.event_type))
     facts = {name: value for name, value in event.payload.items() if name != "title"}
     text = str(facts.get("text") or json.dumps(facts, ensure_ascii=False))

@@ -94,7 +94,22 @@ $$;
 CREATE TRIGGER state_changes_alone BEFORE INSERT OR UPDATE OR DELETE ON platform_state
 FOR EACH STATEMENT EXECUTE FUNCTION close_pause_gate();
 
+-- The time of a change is when it had the gate to itself: all money that moved before is committed by then,
+-- and what moves after it is later.
+CREATE FUNCTION date_change() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    new.changed_at := clock_timestamp();
+    RETURN new;
+END
+$$;
+
+CREATE TRIGGER changes_are_dated BEFORE INSERT OR UPDATE ON platform_state
+FOR EACH ROW EXECUTE FUNCTION date_change();
+
 ALTER TABLE platform_state ENABLE ALWAYS TRIGGER state_changes_alone;
+ALTER TABLE platform_state ENABLE ALWAYS TRIGGER changes_are_dated;
 
 -- Whether sells pass a gate that is closed; for callers who were turned back by pass_pause_gate.
 CREATE FUNCTION pass_exit_gate() RETURNS boolean
@@ -120,5 +135,5 @@ CREATE FUNCTION pause_trading(p_reason text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 BEGIN ATOMIC
     UPDATE platform_state
-    SET paused = true, reason = p_reason, changed_by = null, changed_at = clock_timestamp();
+    SET paused = true, reason = p_reason, changed_by = null;
 END;

@@ -55,9 +55,24 @@ CREATE INDEX outbox_events_due ON outbox_events (next_attempt_at, event_id) WHER
 CREATE INDEX outbox_events_open ON outbox_events (aggregate_type, aggregate_id, event_id)
 WHERE status <> 'delivered';
 
+-- An event that is to be enqueued.
+CREATE TYPE event_draft AS (
+    aggregate_type text,
+    aggregate_id text,
+    event_type text,
+    payload jsonb,
+    dedup_key text
+);
+
+-- Which of 1,024 locks holds an aggregate. Why not one each: a step of the watcher may have news for more
+-- users than PostgreSQL has room for locks.
+CREATE FUNCTION aggregate_lock(p_aggregate_type text, p_aggregate_id text) RETURNS int
+LANGUAGE sql IMMUTABLE
+RETURN hashtext(p_aggregate_type || ':' || p_aggregate_id) & 1023;
+
 -- Put an event into the outbox of the calling transaction; returns its id. A dedup key that is there already
 -- is the same event: its id, and no second row. Holds the aggregate until the transaction ends, behind every
--- other lock (gate, accounts, markets); who enqueues for several aggregates does so in their order.
+-- other lock (gate, accounts, markets), and so is called once in a transaction: for several, enqueue_events.
 -- Raises ST005 when the key belongs to an event of another type or aggregate.
 CREATE FUNCTION enqueue_event(
     p_aggregate_type text,
@@ -72,7 +87,7 @@ DECLARE
     v_event outbox_events;
 BEGIN
     -- Or a later id could commit, and leave, before an earlier one. The lock of two numbers meets no other.
-    PERFORM pg_advisory_xact_lock(5392, hashtext(p_aggregate_type || ':' || p_aggregate_id));
+    PERFORM pg_advisory_xact_lock(5392, aggregate_lock(p_aggregate_type, p_aggregate_id));
     INSERT INTO outbox_events (aggregate_type, aggregate_id, event_type, payload, dedup_key)
     VALUES (p_aggregate_type, p_aggregate_id, p_event_type, p_payload, p_dedup_key)
     ON CONFLICT (dedup_key) DO NOTHING
@@ -90,6 +105,54 @@ BEGIN
     RETURN v_event.event_id;
 END
 $$;
+
+-- Put several events into the outbox (null: none): those of one aggregate in the order given, and all in the
+-- order of their locks, so that two transactions with common aggregates cannot wait for each other.
+CREATE FUNCTION enqueue_events(p_drafts event_draft[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    v_draft event_draft;
+BEGIN
+    FOR v_draft IN
+        SELECT d.aggregate_type, d.aggregate_id, d.event_type, d.payload, d.dedup_key
+        FROM unnest(p_drafts) WITH ORDINALITY
+            AS d (aggregate_type, aggregate_id, event_type, payload, dedup_key, n)
+        WHERE num_nonnulls(d.aggregate_type, d.dedup_key) > 0
+        ORDER BY aggregate_lock(d.aggregate_type, d.aggregate_id), d.n
+    LOOP
+        PERFORM enqueue_event(
+            v_draft.aggregate_type, v_draft.aggregate_id, v_draft.event_type, v_draft.payload,
+            v_draft.dedup_key
+        );
+    END LOOP;
+END
+$$;
+
+-- News for a user's inbox, for people and (p_facts) for programs; the amount in micro-USDC.
+CREATE FUNCTION draft_notice(
+    p_user_id text,
+    p_event_type text,
+    p_title text,
+    p_text text,
+    p_amount bigint,
+    p_facts jsonb,
+    p_dedup_key text
+) RETURNS event_draft
+LANGUAGE sql IMMUTABLE
+RETURN row(
+    'inbox',
+    p_user_id,
+    p_event_type,
+    jsonb_build_object('title', p_title, 'text', p_text, 'user_id', p_user_id, 'amount_micro', p_amount)
+    || p_facts,
+    p_dedup_key
+)::event_draft;
+
+-- Micro-USDC as people write it: 12.5 USDC.
+CREATE FUNCTION usdc_text(p_micro bigint) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN trim_scale(p_micro::numeric / 1000000) || ' USDC';
 
 -- Lease up to p_limit events for p_lease_s seconds: of each aggregate the oldest undelivered one, if it is
 -- due and of one of these types ('alert.drift', 'alert.*'; null: of any). Concurrent claims share no event.
@@ -178,6 +241,7 @@ AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_event outbox_events;
+    v_deaths event_draft[] := '{}';
 BEGIN
     FOR v_event IN
         UPDATE outbox_events AS e
@@ -199,7 +263,7 @@ BEGIN
     LOOP
         IF v_event.status = 'dead' AND v_event.event_type <> 'alert.dead_letter' THEN
             -- an aggregate of its own: an alert that dies must not hold up the next
-            PERFORM enqueue_event(
+            v_deaths := v_deaths || ROW(
                 'dead_letter',
                 v_event.event_id || ':' || v_event.lease_token,
                 'alert.dead_letter',
@@ -214,10 +278,11 @@ BEGIN
                     'error', v_event.last_error
                 ),
                 'dead_letter:' || v_event.event_id || ':' || v_event.lease_token
-            );
+            )::event_draft;
         END IF;
         RETURN NEXT v_event.event_id;
     END LOOP;
+    PERFORM enqueue_events(v_deaths);
 END
 $$;
 
@@ -306,10 +371,31 @@ BEGIN
 END
 $$;
 
+CREATE VIEW books.outbox_events AS
+SELECT
+    event_id,
+    aggregate_type,
+    aggregate_id,
+    event_type,
+    payload::text AS payload,
+    dedup_key,
+    status,
+    attempts::bigint AS attempts,
+    lease_token,
+    last_error,
+    created_at,
+    delivered_at,
+    died_at
+FROM outbox_events;
+
 -- Enqueueing is for the functions of other files alone.
-REVOKE ALL ON outbox_events FROM public;
+REVOKE ALL ON outbox_events, books.outbox_events FROM public;
 REVOKE ALL ON FUNCTION
+aggregate_lock,
 enqueue_event,
+enqueue_events,
+draft_notice,
+usdc_text,
 relay_claim,
 relay_mark,
 relay_delivered,
@@ -327,3 +413,4 @@ relay_failed,
 dead_letters,
 replay_dead_letter
 TO seatrial_relay;
+GRANT SELECT ON books.outbox_events TO seatrial_judge;

@@ -148,12 +148,12 @@ BEGIN
 END
 $$;
 
--- Alert people of receivables that are still open; each is an aggregate of its own.
-CREATE FUNCTION announce_receivables(p_ids bigint[]) RETURNS void
-LANGUAGE sql VOLATILE
+-- Alerts of receivables that are still open; each is an aggregate of its own.
+CREATE FUNCTION receivable_alerts(p_ids bigint[]) RETURNS SETOF event_draft
+LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT
-        enqueue_event(
+        row(
             'receivable',
             r.receivable_id::text,
             'alert.receivable',
@@ -164,14 +164,61 @@ BEGIN ATOMIC
                 'cause', r.cause
             ),
             'receivable:' || r.receivable_id
-        )
+        )::event_draft AS alert
     FROM receivables AS r
     WHERE r.receivable_id = any(p_ids) AND r.owed > 0
     ORDER BY r.receivable_id;
 END;
 
--- Book one deposit that is deep enough; nothing happens when it is booked. The caller holds the accounts.
-CREATE FUNCTION credit_deposit(p_deposit deposits) RETURNS void
+-- What its owner is told of a deposit that was credited.
+CREATE FUNCTION credit_notice(p_deposit deposits) RETURNS event_draft
+LANGUAGE sql STABLE
+RETURN draft_notice(
+    (p_deposit).user_id,
+    'notice.deposit_credited',
+    'Deposit of ' || usdc_text((p_deposit).amount) || ' credited to ' || (p_deposit).user_id,
+    'It came from ' || (p_deposit).sender || ' in transaction ' || (p_deposit).tx_hash || '.',
+    (p_deposit).amount,
+    jsonb_build_object('deposit_id', (p_deposit).deposit_id, 'tx_hash', (p_deposit).tx_hash),
+    'notice:' || (p_deposit).transaction_id
+);
+
+-- What its owner is told of a deposit that was reversed.
+CREATE FUNCTION reversal_notice(p_deposit deposits) RETURNS event_draft
+LANGUAGE sql STABLE
+RETURN draft_notice(
+    (p_deposit).user_id,
+    'notice.deposit_reversed',
+    'Deposit of ' || usdc_text((p_deposit).amount) || ' taken back from ' || (p_deposit).user_id,
+    'Its transaction ' || (p_deposit).tx_hash || ' has left the chain. What was spent of it is owed.',
+    (p_deposit).amount,
+    jsonb_build_object('deposit_id', (p_deposit).deposit_id, 'tx_hash', (p_deposit).tx_hash),
+    'notice:reversed:' || (p_deposit).deposit_id
+);
+
+-- What people are told of a deposit whose owner is not known or that is more than the books can hold.
+CREATE FUNCTION deposit_alert(p_deposit deposits) RETURNS event_draft
+LANGUAGE sql STABLE
+RETURN row(
+    'deposit',
+    (p_deposit).deposit_id::text,
+    'alert.deposit_' || (p_deposit).status,
+    jsonb_build_object(
+        'title', CASE (p_deposit).status
+            WHEN 'suspended' THEN 'A deposit of nobody known is in suspense'
+            ELSE 'A deposit is more than the books can hold'
+        END,
+        'deposit_id', (p_deposit).deposit_id,
+        'tx_hash', (p_deposit).tx_hash,
+        'sender', (p_deposit).sender,
+        'amount_micro', (p_deposit).amount
+    ),
+    'deposit:' || (p_deposit).deposit_id
+)::event_draft;
+
+-- Book one deposit that is deep enough. The caller holds the accounts. Returns what is to be told of it;
+-- null, having done nothing, when it is booked.
+CREATE FUNCTION credit_deposit(p_deposit deposits) RETURNS event_draft
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
@@ -197,41 +244,27 @@ BEGIN
     WHERE deposits.status = 'seen'
     RETURNING * INTO v_deposit;
     IF NOT FOUND THEN
-        RETURN;
+        RETURN null;
     END IF;
     IF v_status <> 'refused' THEN
         UPDATE deposits
         SET transaction_id = record_ledger_entry(
             1, CASE WHEN v_owner IS null THEN 5 ELSE user_account(v_owner) END, amount, 'deposit', v_owner
         )
-        WHERE deposit_id = v_deposit.deposit_id;
+        WHERE deposit_id = v_deposit.deposit_id
+        RETURNING * INTO v_deposit;
     END IF;
-    IF v_owner IS NOT null THEN
-        PERFORM settle_receivables(v_owner, v_deposit.amount);
-    ELSE
-        PERFORM enqueue_event(
-            'deposit',
-            v_deposit.deposit_id::text,
-            'alert.deposit_' || v_status,
-            jsonb_build_object(
-                'title', CASE v_status
-                    WHEN 'suspended' THEN 'A deposit of nobody known is in suspense'
-                    ELSE 'A deposit is more than the books can hold'
-                END,
-                'deposit_id', v_deposit.deposit_id,
-                'tx_hash', v_deposit.tx_hash,
-                'sender', v_deposit.sender,
-                'amount_micro', v_deposit.amount
-            ),
-            'deposit:' || v_deposit.deposit_id
-        );
+    IF v_owner IS null THEN
+        RETURN deposit_alert(v_deposit);
     END IF;
+    PERFORM settle_receivables(v_owner, v_deposit.amount);
+    RETURN credit_notice(v_deposit);
 END
 $$;
 
--- Undo what was booked for a deposit whose block has left the chain. The caller holds the accounts. Returns
--- the id of the receivable it left, if any.
-CREATE FUNCTION reverse_deposit(p_deposit_id bigint) RETURNS bigint
+-- Undo what was booked for a deposit whose block has left the chain. The caller holds the accounts. Says the
+-- id of the receivable it left, and what its owner is to be told; null where there is no such thing.
+CREATE FUNCTION reverse_deposit(p_deposit_id bigint, OUT receivable_id bigint, OUT notice event_draft)
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
@@ -239,21 +272,21 @@ DECLARE
 BEGIN
     SELECT * INTO STRICT v_before FROM deposits WHERE deposit_id = p_deposit_id FOR UPDATE;
     IF v_before.status = 'reversed' THEN
-        RETURN null;
+        RETURN;
     END IF;
     UPDATE deposits SET status = 'reversed', reversed_at = clock_timestamp() WHERE deposit_id = p_deposit_id;
     CASE v_before.status
         WHEN 'credited' THEN
-            RETURN take_back(
+            receivable_id := take_back(
                 v_before.user_id, v_before.amount, 'reverse_deposit',
                 'deposit ' || p_deposit_id || ' was reorganised away after it was spent'
             );
+            notice := reversal_notice(v_before);
         WHEN 'suspended' THEN
             PERFORM record_ledger_entry(5, 1, v_before.amount, 'reverse_deposit');
         ELSE
             NULL;  -- no money had moved
     END CASE;
-    RETURN null;
 END
 $$;
 
@@ -341,7 +374,9 @@ DECLARE
     v_cursor chain_checkpoints;
     v_deposit deposits;
     v_id bigint;
+    v_undone record;
     v_receivables bigint[] := '{}';
+    v_news event_draft[] := '{}';
 BEGIN
     IF NOT pass_pause_gate() THEN
         RETURN 'paused';
@@ -362,12 +397,13 @@ BEGIN
     ORDER BY account_id FOR NO KEY UPDATE;
 
     FOREACH v_id IN ARRAY p_gone LOOP
-        v_receivables := v_receivables || reverse_deposit(v_id);
+        SELECT * INTO v_undone FROM reverse_deposit(v_id);
+        v_receivables := v_receivables || v_undone.receivable_id;
+        v_news := v_news || v_undone.notice;
     END LOOP;
     FOR v_deposit IN SELECT * FROM deposits_of(p_events) LOOP
-        PERFORM credit_deposit(v_deposit);
+        v_news := v_news || credit_deposit(v_deposit);
     END LOOP;
-    PERFORM announce_receivables(v_receivables);
 
     DELETE FROM chain_checkpoints WHERE block_number > p_fork;
     IF p_to > p_fork THEN
@@ -376,6 +412,7 @@ BEGIN
     -- the first stays: from there everything can be read again
     DELETE FROM chain_checkpoints
     WHERE block_number < p_to - 10000 AND block_number > (SELECT min(c.block_number) FROM chain_checkpoints AS c);
+    PERFORM enqueue_events(v_news || ARRAY(SELECT receivable_alerts(v_receivables)));
     RETURN 'recorded';
 END
 $$;
@@ -407,7 +444,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 AS $$
 DECLARE
     v_account bigint := user_account(p_user_id);
-    v_amount bigint;
+    v_deposit deposits;
     v_transaction_id bigint;
 BEGIN
     IF NOT pass_pause_gate() THEN
@@ -415,14 +452,16 @@ BEGIN
     END IF;
     -- the watcher must not reverse it meanwhile
     PERFORM FROM watched_chain FOR UPDATE;
-    SELECT amount INTO v_amount FROM deposits WHERE deposit_id = p_deposit_id AND status = 'suspended';
+    SELECT * INTO v_deposit FROM deposits WHERE deposit_id = p_deposit_id AND status = 'suspended';
     IF NOT FOUND OR v_account IS null THEN
         RAISE EXCEPTION 'no such deposit in suspense, or no such user' USING ERRCODE = 'P0002';
     END IF;
     PERFORM FROM accounts WHERE account_id IN (5, 7, v_account) ORDER BY account_id FOR NO KEY UPDATE;
-    v_transaction_id := record_ledger_entry(5, v_account, v_amount, 'assign_deposit', p_user_id);
-    UPDATE deposits SET status = 'credited', user_id = p_user_id WHERE deposit_id = p_deposit_id;
-    PERFORM settle_receivables(p_user_id, v_amount);
+    v_transaction_id := record_ledger_entry(5, v_account, v_deposit.amount, 'assign_deposit', p_user_id);
+    UPDATE deposits SET status = 'credited', user_id = p_user_id WHERE deposit_id = p_deposit_id
+    RETURNING * INTO v_deposit;
+    PERFORM settle_receivables(p_user_id, v_deposit.amount);
+    PERFORM enqueue_events(ARRAY[credit_notice(v_deposit)]);
     RETURN v_transaction_id;
 END
 $$;
@@ -463,7 +502,10 @@ deposit_owner,
 user_debt,
 take_back,
 settle_receivables,
-announce_receivables,
+receivable_alerts,
+credit_notice,
+reversal_notice,
+deposit_alert,
 credit_deposit,
 reverse_deposit,
 deposits_of,

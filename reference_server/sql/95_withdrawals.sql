@@ -427,6 +427,7 @@ DECLARE
     v_before withdrawals;
     v_end bigint;
     v_receivables bigint[] := '{}';
+    v_news event_draft[] := '{}';
 BEGIN
     IF NOT pass_pause_gate() THEN
         RETURN false;
@@ -441,11 +442,11 @@ BEGIN
     ORDER BY account_id FOR NO KEY UPDATE;
     FOR v_payment IN SELECT * FROM payments_of(p_events) LOOP
         IF NOT v_payment.known THEN
-            PERFORM enqueue_event(
+            v_news := v_news || ROW(
                 'payment', v_payment.tx_hash || ':' || v_payment.log_index, 'alert.unknown_payment',
                 to_jsonb(v_payment) || '{"title": "The vault paid what nobody asked for"}',
                 'payment:' || v_payment.tx_hash || ':' || v_payment.log_index
-            );
+            )::event_draft;
             CONTINUE;
         END IF;
         SELECT * INTO STRICT v_before FROM withdrawals
@@ -458,6 +459,15 @@ BEGIN
             );
         ELSIF v_before.status <> 'final' THEN
             v_end := record_ledger_entry(6, 1, v_before.amount, 'withdraw_final', v_before.user_id);
+            v_news := v_news || draft_notice(
+                v_before.user_id,
+                'notice.withdrawal_paid',
+                'Withdrawal of ' || usdc_text(v_before.amount) || ' by ' || v_before.user_id || ' paid',
+                'It went to ' || v_before.address || ' in transaction ' || v_payment.tx_hash || '.',
+                v_before.amount,
+                jsonb_build_object('withdrawal_id', v_before.withdrawal_id, 'tx_hash', v_payment.tx_hash),
+                'notice:' || v_end
+            );
         END IF;
         UPDATE withdrawals
         SET
@@ -467,7 +477,7 @@ BEGIN
         WHERE withdrawal_id = v_before.withdrawal_id
             AND (status, block_hash) IS DISTINCT FROM ('final', v_payment.block_hash);
     END LOOP;
-    PERFORM announce_receivables(v_receivables);
+    PERFORM enqueue_events(v_news || ARRAY(SELECT receivable_alerts(v_receivables)));
     RETURN true;
 END
 $$;
@@ -523,13 +533,13 @@ AS $$
 DECLARE
     v_user_id text := (SELECT user_id FROM withdrawals WHERE withdrawal_id = p_withdrawal_id);
     v_account bigint := user_account(v_user_id);
-    v_amount bigint;
+    v_withdrawal withdrawals;
 BEGIN
     IF NOT pass_pause_gate() THEN
         RETURN false;
     END IF;
     PERFORM FROM accounts WHERE account_id IN (6, v_account) ORDER BY account_id FOR NO KEY UPDATE;
-    SELECT amount INTO v_amount FROM withdrawals
+    SELECT * INTO v_withdrawal FROM withdrawals
     WHERE withdrawal_id = p_withdrawal_id AND attempts = p_attempts AND status IN ('reserved', 'sent')
     FOR UPDATE;
     IF NOT FOUND THEN
@@ -538,8 +548,20 @@ BEGIN
     UPDATE withdrawals
     SET
         status = 'returned', reason = p_reason, changed_at = clock_timestamp(),
-        end_transaction_id = record_ledger_entry(6, v_account, v_amount, 'return_withdraw', v_user_id)
-    WHERE withdrawal_id = p_withdrawal_id;
+        end_transaction_id = record_ledger_entry(
+            6, v_account, v_withdrawal.amount, 'return_withdraw', v_user_id
+        )
+    WHERE withdrawal_id = p_withdrawal_id
+    RETURNING * INTO v_withdrawal;
+    PERFORM enqueue_events(ARRAY[draft_notice(
+        v_user_id,
+        'notice.withdrawal_returned',
+        'Withdrawal of ' || usdc_text(v_withdrawal.amount) || ' by ' || v_user_id || ' returned',
+        'It could not be paid (' || p_reason || '). The money is available again.',
+        v_withdrawal.amount,
+        jsonb_build_object('withdrawal_id', p_withdrawal_id, 'reason', p_reason),
+        'notice:' || v_withdrawal.end_transaction_id
+    )]);
     RETURN true;
 END
 $$;

@@ -464,7 +464,7 @@ BEGIN
     IF v_run.verdict = 'pause' THEN
         UPDATE platform_state
         SET
-            paused = true, changed_by = null, changed_at = clock_timestamp(),
+            paused = true, changed_by = null,
             reason = 'reconciliation ' || v_run.run_id || ' found a drift of ' || v_run.drift_micro
         WHERE NOT paused
         RETURNING changed_at INTO v_run.paused_at;
@@ -567,7 +567,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 AS $$
 BEGIN
     UPDATE platform_state
-    SET paused = false, reason = p_reason, changed_by = p_admin_id, changed_at = clock_timestamp()
+    SET paused = false, reason = p_reason, changed_by = p_admin_id
     WHERE paused;
     RETURN FOUND;
 END

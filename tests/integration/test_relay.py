@@ -295,7 +295,7 @@ def test_a_poison_event_dies_with_an_alert_and_holds_up_no_other_aggregate(scene
     assert scene.arrivals("poison") == 3
     assert scene.facts("poison", "attempts, last_error") == (
         3,
-        "NotDelivered: of 1 services 0 took the alert",
+        "NotDelivered: of 1 services 0 took it",
     )
     alert = f"dead_letter:{poison}:3"
     scene.await_status(alert, "delivered")

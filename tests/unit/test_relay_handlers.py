@@ -12,12 +12,12 @@ from reference_server.relay.event import ERROR_LENGTH_MAX, Event, HandlerError, 
 from reference_server.relay.handlers import HANDLERS, add_arguments, handler_of, make_handlers
 
 
-def event(**payload: object) -> Event:
+def event(event_type: str = "alert.drift", **payload: object) -> Event:
     return Event(
         event_id=7,
         aggregate_type="drift",
         aggregate_id="1",
-        event_type="alert.drift",
+        event_type=event_type,
         payload=payload,
         dedup_key="drift:1",
         attempts=1,
@@ -48,12 +48,17 @@ def test_a_type_in_full_wins_over_its_first_word() -> None:
 
 def test_every_registered_handler_can_be_made() -> None:
     assert set(make_handlers(options())) <= set(HANDLERS)
-    assert {"alert.*", "measure.*"} <= set(make_handlers(options()))
+    assert {"alert.*", "measure.*", "notice.*"} <= set(make_handlers(options()))
 
 
-def test_an_alert_without_a_service_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    notification.handler(options())(event(title="Drift", text="5 USDC short"))
-    assert caplog.messages == ["Drift: 5 USDC short, [drift:1]"]
+@pytest.mark.parametrize(("event_type", "level"), [("alert.drift", "ERROR"), ("notice.paid", "INFO")])
+def test_what_no_service_gets_goes_to_the_log(
+    caplog: pytest.LogCaptureFixture, event_type: str, level: str
+) -> None:
+    caplog.set_level("INFO", logger=notification.log.name)
+    notification.handler(options())(event(event_type, title="Drift", text="5 USDC short"))
+    (line,) = caplog.records
+    assert (line.levelname, line.getMessage()) == (level, "Drift: 5 USDC short, [drift:1]")
 
 
 def test_a_url_that_names_no_service_is_refused_without_its_password() -> None:
