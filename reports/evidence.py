@@ -2,7 +2,8 @@
 
 The tables, by who makes them: histories, attempts, operations (reports/history_tables.py); faults,
 fault_windows, samples, probes, probe_results, probe_entries, events (reports/trial_tables.py); one for
-each view of docs/books.md (reports/state_tables.py); operation_phases (reports/phases.py).
+each view of docs/books.md (reports/state_tables.py); chain_head, chain_blocks, chain_deposits,
+chain_payments, deliveries (reports/chain_tables.py); operation_phases (reports/phases.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import duckdb
 
+from reports.chain_tables import read_chain
 from reports.history_tables import read_history
 from reports.phases import make_operation_phases
 from reports.state_tables import RunError, check_manifest, read_state
@@ -24,21 +26,29 @@ MEMORY_LIMIT = "3GB"
 
 
 # Everything that says why something happened ended the trial early, except the choice of the target.
-ENDINGS = "SELECT event, why FROM events WHERE why IS NOT NULL AND event <> 'target_healthy' ORDER BY time_ns"
+ENDINGS = """
+SELECT event, why FROM events WHERE why IS NOT NULL AND event NOT IN ('target_healthy', 'drained')
+ORDER BY time_ns
+"""
+NOT_DRAINED = "SELECT coalesce(why, 'no reason is given') FROM events WHERE event = 'drained' AND NOT drained"
 
 
 class Evidence:
     """One run, open for judging.
 
-    `incomplete` says what is missing of the record; `memo` keeps what several checkers share.
-    `load_started_ns` is when the load left its set-up, `load_ended_ns` when it was stopped.
+    `has_chain`: money came in and went out over a chain. `has_state`, `has_chain_state`: the books, and what
+    chain and world saw, were recorded to the end. `incomplete` says what is missing of the record; `memo`
+    keeps what several checkers share. `load_started_ns` is when the load left its set-up, `load_ended_ns`
+    when it was stopped.
     """
 
     def __init__(self, run: Path, plan: RunPlan, db: duckdb.DuckDBPyConnection) -> None:
         self.run = run
         self.plan = plan
         self.db = db
+        self.has_chain = plan.plan.chain is not None
         self.has_state = False
+        self.has_chain_state = False
         self.incomplete: list[str] = []
         self.load_started_ns = 0
         self.load_ended_ns = 0
@@ -78,9 +88,12 @@ def open_evidence(run: Path) -> Evidence:
         evidence = Evidence(run, plan, db)
         read_history(db, files)
         read_trial(db, run)
-        missing = read_state(db, run)
+        missing = read_state(db, run, has_chain=evidence.has_chain)
         evidence.has_state = not missing
-        evidence.incomplete = incomplete(evidence) + (missing or check_manifest(db, run))
+        unseen = read_chain(db, run, has_chain=evidence.has_chain)
+        evidence.has_chain_state = evidence.has_chain and not unseen
+        missing = missing or check_manifest(db, run, has_chain=evidence.has_chain)
+        evidence.incomplete = incomplete(evidence) + missing + unseen
         evidence.load_started_ns, evidence.load_ended_ns = load_bounds_ns(evidence)
         make_operation_phases(db, recovery_s=plan.plan.service.recovery_s)
     except BaseException:
@@ -99,11 +112,16 @@ def incomplete(evidence: Evidence) -> list[str]:
         reasons.append("the load never began")
     if not evidence.scalar("SELECT count(*) FROM events WHERE event = 'quiescent'"):
         reasons.append("the system was never brought to rest")
-    endings = (
-        "SELECT event, why FROM events WHERE why IS NOT NULL AND event <> 'target_healthy' ORDER BY time_ns"
-    )
-    reasons += [f"{row['event']}: {row['why']}" for row in evidence.rows(endings)]
-    return reasons
+    reasons += [f"{row['event']}: {row['why']}" for row in evidence.rows(ENDINGS)]
+    return reasons + (not_drained(evidence) if evidence.has_chain else [])
+
+
+def not_drained(evidence: Evidence) -> list[str]:
+    """Why relay and chain did not come to their end, as far as the trial says so."""
+    if not evidence.scalar("SELECT count(*) FROM events WHERE event = 'drained'"):
+        return ["relay and chain were never drained"]
+    why = evidence.scalar(NOT_DRAINED)
+    return [] if why is None else [f"relay and chain were not drained: {why}"]
 
 
 def load_bounds_ns(evidence: Evidence) -> tuple[int, int]:

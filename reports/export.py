@@ -1,6 +1,7 @@
 """The export: the books of a quiet target, read once in one snapshot, as parquet files in the run directory.
 
-1. Every view of reports/books.py must be there with its columns, or nothing is exported.
+1. Every view of reports/books.py that the run's plan asks for must be there with its columns, or nothing is
+   exported.
 2. In one REPEATABLE READ READ ONLY transaction each view is copied out as CSV, into a file beside its
    destination, and turned into `state/<view>.parquet`; one view at a time, so memory stays small.
 3. `state/manifest.json` comes last: a state without it is not a state.
@@ -20,8 +21,9 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from reports.books import VIEWS
+from reports.books import ALL_VIEWS, views_of
 from scenarios.history import FORMAT
+from scenarios.plan import PlanError, read_run_plan
 
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
@@ -34,6 +36,7 @@ MEMORY_LIMIT = "512MB"
 _ACCEPTED = {
     "BIGINT": ("bigint", "integer", "smallint"),
     "VARCHAR": ("text", "character varying", "character", "uuid"),
+    "BOOLEAN": ("boolean",),
     "TIMESTAMPTZ": ("timestamp with time zone",),
     "BIGINT[]": ("bigint[]", "integer[]", "smallint[]"),
 }
@@ -50,18 +53,22 @@ class ExportError(Exception):
     """Books that cannot be read; says which view or column, or what the database answered."""
 
 
-def export_state(judge_dsn: str, run: Path, *, active: int, prepared: int) -> dict[str, Any]:
+def export_state(
+    judge_dsn: str, run: Path, *, active: int, prepared: int, with_chain: bool | None = None
+) -> dict[str, Any]:
     """Export every view and return the manifest; `active` and `prepared` are the evidence of quiescence.
 
+    `with_chain` says whether the views of money in and out belong to it; by default the run's plan does.
     Raises ExportError when the database does not answer, a view or column is missing or the disk is full.
     An export that failed leaves no manifest.
     """
     state = run / "state"
+    views = views_of(has_chain=_has_chain(run) if with_chain is None else with_chain)
     try:
         state.mkdir(parents=True, exist_ok=True)
         (state / "manifest.json").unlink(missing_ok=True)
         with _connect(judge_dsn) as connection:
-            _check_columns(connection)
+            _check_columns(connection, views)
             row = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
             assert row is not None
             manifest = {
@@ -70,7 +77,7 @@ def export_state(judge_dsn: str, run: Path, *, active: int, prepared: int) -> di
                 "time_ns": time.monotonic_ns(),
                 "active": active,
                 "prepared": prepared,
-                "rows": {view: _export_view(connection, view, state) for view in VIEWS},
+                "rows": {view: _export_view(connection, view, state) for view in views},
             }
         (state / "manifest.json").write_bytes(msgspec.json.encode(manifest) + b"\n")
     except psycopg.Error as error:
@@ -78,6 +85,16 @@ def export_state(judge_dsn: str, run: Path, *, active: int, prepared: int) -> di
     except (duckdb.Error, OSError) as error:
         raise ExportError(f"the books could not be written: {error}") from None
     return manifest
+
+
+def _has_chain(run: Path) -> bool:
+    """What the run's plan says; a folder without one has no chain."""
+    if not (run / "plan.json").exists():
+        return False
+    try:
+        return read_run_plan(run).plan.chain is not None
+    except PlanError as error:
+        raise ExportError(str(error)) from None
 
 
 def _connect(judge_dsn: str) -> Connection:
@@ -92,12 +109,12 @@ def _connect(judge_dsn: str) -> Connection:
     return connection
 
 
-def _check_columns(connection: Connection) -> None:
+def _check_columns(connection: Connection, views: dict[str, dict[str, str]]) -> None:
     """Raise ExportError unless every view has every column of the contract, in a type that fits."""
     found: dict[str, dict[str, str]] = {}
     for view, column, kind in connection.execute(_COLUMNS):
         found.setdefault(view, {})[column] = kind
-    for view, columns in VIEWS.items():
+    for view, columns in views.items():
         if view not in found:
             raise ExportError(
                 f"the view books.{view} is missing (docs/books.md lists what a target must show)"
@@ -125,7 +142,7 @@ def _copy_out(connection: Connection, view: str, spool: Path) -> None:
     statement = sql.SQL(
         "COPY (SELECT {columns} FROM books.{view}) TO STDOUT (FORMAT csv, FORCE_QUOTE *)"
     ).format(
-        columns=sql.SQL(", ").join(sql.Identifier(name) for name in VIEWS[view]),
+        columns=sql.SQL(", ").join(sql.Identifier(name) for name in ALL_VIEWS[view]),
         view=sql.Identifier(view),
     )
     with spool.open("wb") as file, connection.cursor().copy(statement) as copy:
@@ -134,7 +151,7 @@ def _copy_out(connection: Connection, view: str, spool: Path) -> None:
 
 
 def _write_parquet(view: str, spool: Path, destination: Path) -> int:
-    columns = VIEWS[view]
+    columns = ALL_VIEWS[view]
     texts = {name: "VARCHAR" if kind == "BIGINT[]" else kind for name, kind in columns.items()}
     selected = ", ".join(
         f"CAST(translate({name}, '{{}}', '[]') AS BIGINT[]) AS {name}" if kind == "BIGINT[]" else name

@@ -40,6 +40,9 @@ FACTS = {
     "account_version": "BIGINT",
     "balance_micro": "BIGINT",
     "user_id": "VARCHAR",
+    "tx_hash": "VARCHAR",
+    "withdrawal_id": "VARCHAR",
+    "withdrawal_status": "VARCHAR",
 }
 RENAMED = {"shares_micro": "r_shares_micro", "user_id": "r_user_id"}  # what the reply says, not the request
 COLUMNS = {

@@ -15,6 +15,11 @@ Kind = Callable[[bytes], type[msgspec.Struct]]
 ROW_BYTES_MAX = 16 << 20
 
 
+def only(kind: type[msgspec.Struct]) -> Kind:
+    """Every line is of this kind."""
+    return lambda _line: kind
+
+
 def read_lines(
     db: duckdb.DuckDBPyConnection,
     path: Path,

@@ -1,8 +1,9 @@
 """The judge: a run directory in, a verdict out; a pure function of the folder.
 
 1. The evidence is opened, which refuses a folder that is not a run and a history that is malformed.
-2. Every registered invariant looks at it. One that crashes, examined nothing or could not decide is
-   inconclusive. Those of the trial itself never say that the system is wrong: at worst they are, too.
+2. Every registered invariant looks at it, those of outbox and chain only where there is one. One that
+   crashes, examined nothing or could not decide is inconclusive. Those of the trial itself never say that the
+   system is wrong: at worst they are, too.
 3. Latencies are measured and held against the plan's thresholds.
 4. The worst wins: fail, inconclusive, slow, pass.
 
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 JSON_INTEGER_MAX = 2**63 - 1
+# Judged, and listed, only where money comes in and goes out over a chain.
+CHAIN_GROUPS = ("outbox", "chain")
 
 FAULTS = """
 SELECT fault, count(DISTINCT fault_id) AS planned,
@@ -57,7 +60,11 @@ def judge(run: Path) -> Verdict:
 
 def judge_evidence(evidence: Evidence) -> Verdict:
     """The verdict on evidence that somebody opened, and may go on reading."""
-    results = [examine(evidence, known) for known in load_registry()]
+    results = [
+        examine(evidence, known)
+        for known in load_registry()
+        if evidence.has_chain or known.group not in CHAIN_GROUPS
+    ]
     make_answered(evidence)
     latency = read_latency(evidence)
     totals = read_totals(evidence)
@@ -84,6 +91,8 @@ def examine(evidence: Evidence, known: Invariant) -> InvariantResult:
     detail, remark = None, None
     if known.needs_state and not evidence.has_state:
         detail = "the run has no exported books"
+    elif known.group in CHAIN_GROUPS and not evidence.has_chain_state:
+        detail = "the run has no record of the chain"
     else:
         try:
             finding = known.check(evidence)

@@ -1,27 +1,32 @@
-"""state/*.parquet, the exported books, as one table a view; what is missing of them is said, not guessed."""
+"""state/*.parquet, the exported books, as one table a view; what is missing of them is said, not guessed.
+
+The views of money in and out are there in every run, and empty in one without a chain.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import duckdb
 
-from reports.books import VIEWS
+from reports.books import ALL_VIEWS, views_of
 
 
 class RunError(Exception):
     """A folder that is not a run, or lacks what judging needs; says what and what to do."""
 
 
-def read_state(db: duckdb.DuckDBPyConnection, run: Path) -> list[str]:
+def read_state(db: duckdb.DuckDBPyConnection, run: Path, *, has_chain: bool) -> list[str]:
     """Make a table of every view; reasons why the books do not show the end of the run, [] when they do.
 
     Without a complete export the tables exist and are empty. Raises RunError for books that no export writes.
     """
-    missing = unfinished(run / "state")
-    for view, columns in VIEWS.items():
-        if missing:
+    exported = views_of(has_chain=has_chain)
+    missing = unfinished(run / "state", exported)
+    for view, columns in ALL_VIEWS.items():
+        if missing or view not in exported:
             db.execute(f"CREATE TABLE {view} ({', '.join(f'{name} {of}' for name, of in columns.items())})")
             continue
         path = run / "state" / f"{view}.parquet"
@@ -43,17 +48,17 @@ def read_as(name: str, kind: str) -> str:
     return f"{name}::{kind} AS {name}"
 
 
-def unfinished(state: Path) -> list[str]:
-    """What keeps the export from being complete."""
+def unfinished(state: Path, exported: Iterable[str]) -> list[str]:
+    """What keeps the export of these views from being complete."""
     if not state.is_dir():
         return ["the books were not exported"]
-    absent = [view for view in VIEWS if not (state / f"{view}.parquet").is_file()]
+    absent = [view for view in exported if not (state / f"{view}.parquet").is_file()]
     if absent or not (state / "manifest.json").is_file():
         return ["the export of the books is incomplete: no " + ", ".join(absent or ["manifest.json"])]
     return []
 
 
-def check_manifest(db: duckdb.DuckDBPyConnection, run: Path) -> list[str]:
+def check_manifest(db: duckdb.DuckDBPyConnection, run: Path, *, has_chain: bool) -> list[str]:
     """What the export says against itself; raises RunError when its manifest cannot be read."""
     path = run / "state" / "manifest.json"
     try:
@@ -62,7 +67,7 @@ def check_manifest(db: duckdb.DuckDBPyConnection, run: Path) -> list[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: not a manifest of an export: {error!r}; export the books again") from None
     reasons = []
-    for view in VIEWS:
+    for view in views_of(has_chain=has_chain):
         found = (db.execute(f"SELECT count(*) FROM {view}").fetchone() or (0,))[0]
         if rows.get(view) != found:
             reasons.append(f"state/{view}.parquet has {found} rows, its manifest says {rows.get(view)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import msgspec
 
-from reports.json_lines import Kind, read_lines
+from reports.json_lines import only, read_lines
 from scenarios.history import FaultRow, Probe, Sample
 
 
@@ -19,6 +19,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int | None = None
     active: int | None = None
     prepared: int | None = None
+    drained: bool | None = None
     why: str | None = None
 
 
@@ -58,6 +59,7 @@ EVENTS = {
     "at_ns": "BIGINT",
     "active": "BIGINT",
     "prepared": "BIGINT",
+    "drained": "BOOLEAN",
     "why": "VARCHAR",
 }
 FILES: dict[str, tuple[dict[str, str], type[msgspec.Struct]]] = {
@@ -89,11 +91,6 @@ CREATE TABLE probe_entries AS
 SELECT time_ns, (entry[1])::BIGINT AS entry_id, entry[2] ->> '$' AS digest
 FROM (SELECT time_ns, unnest(entries) AS entry FROM probes)
 """
-
-
-def only(kind: type[msgspec.Struct]) -> Kind:
-    """Every line is of this kind."""
-    return lambda _line: kind
 
 
 def read_trial(db: duckdb.DuckDBPyConnection, run: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 
-from reports.books import VIEWS
+from reports.books import ALL_VIEWS
 from tests.golden.market import Row
 
 
@@ -21,7 +21,7 @@ def write_views(folder: Path, views: dict[str, list[Row]]) -> None:
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'")
         for view, rows in views.items():
-            columns = VIEWS[view]
+            columns = ALL_VIEWS[view]
             kept = [{name: row[name] for name in columns} for row in rows]
             db.execute(f"CREATE TABLE {view} ({', '.join(f'{name} {of}' for name, of in columns.items())})")
             db.execute(
