@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -18,7 +19,7 @@ from chaos.supervisor import Supervisor
 from chaos.target import REFERENCE_COMMAND, create_database, install
 from tests.conftest import MarketDatabase
 from tests.integration.conftest import STRATEGIES, running
-from tests.integration.desk import Connection, Desk, Order, execute_batch, one
+from tests.integration.desk import Connection, Desk, Order, await_lock_wait, execute_batch, one
 from tests.integration.market_client import MarketClient, User, await_condition, refusal
 
 PATIENCE_S = 30.0
@@ -191,6 +192,55 @@ def test_a_transaction_from_before_the_pause_trades_no_more(
     serial = isolation in (psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE)
     assert found == ("changed meanwhile" if serial else "trading_paused")
     assert desk.row(COMMITTED_AFTER) == (0, 0)
+
+
+CLOSERS: dict[str, LiteralString] = {
+    "pause": "SELECT pause_trading('drill')",
+    "reconciliation": "SELECT reconcile(0, 1)",
+    "by hand": "UPDATE platform_state SET paused = true",
+}
+
+
+@pytest.mark.parametrize("closer", CLOSERS)
+def test_a_pause_is_dated_after_all_that_it_waited_for(desk: Desk, closer: str) -> None:
+    """So that whoever reads the books can tell by times that nothing moved after it."""
+    desk.user("ann")
+    market_id = desk.market()
+    statement = CLOSERS[closer]
+    with (
+        psycopg.connect(desk.database.app_dsn) as slow,
+        psycopg.connect(desk.database.admin_dsn) as closing,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        closing.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        assert execute_batch(slow, market_id, [Order("ann", "k", shares=1000)])[0].status == 200
+        closed = thread.submit(closing.execute, statement)
+        await_lock_wait(desk.admin, statement)
+        slow.commit()
+        closed.result(timeout=PATIENCE_S)
+        closing.commit()
+    assert desk.row(
+        """SELECT p.paused, pg_xact_commit_timestamp(t.xmin) <= p.changed_at, c.changed_at = p.changed_at
+             FROM trades AS t CROSS JOIN platform_state AS p
+            CROSS JOIN (SELECT changed_at FROM platform_changes ORDER BY change_id DESC LIMIT 1) AS c"""
+    ) == (True, True, True)
+
+
+def test_what_moves_after_a_pause_is_dated_after_its_end(desk: Desk) -> None:
+    desk.user("ann")
+    market_id = desk.market()
+    desk.row("SELECT pause_trading('drill')")
+    (custody,) = desk.row("SELECT -balance FROM accounts WHERE kind = 'external_onchain'")
+    assert reconcile(desk.database.admin_dsn, custody, 1) == 0
+    with psycopg.connect(desk.database.admin_dsn) as resuming, ThreadPoolExecutor(1) as thread:
+        assert one(resuming, "SELECT resume_trading('admin', 'over')") == (True,)
+        traded = thread.submit(desk.trade, market_id, Order("ann", "k", shares=1000))
+        await_lock_wait(desk.admin, "execute_trade_batch")
+        resuming.commit()
+        assert traded.result(timeout=PATIENCE_S).status == 200
+    assert desk.row("SELECT t.created_at > p.changed_at FROM trades AS t CROSS JOIN platform_state AS p") == (
+        True,
+    )
 
 
 def test_whatever_writes_entries_passes_the_gate(desk: Desk) -> None:
