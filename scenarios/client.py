@@ -12,6 +12,9 @@ An answer is an ok, or a refusal that asking again would repeat. A refusal for n
 `rate_limited`, `trading_paused`, `contention`) and a refused connection had no effect and are recorded as
 `fail`, yet the operation goes on. `idempotency_key_in_progress` is `info` with that code.
 
+A deposit goes to the chain's node instead of the target (scenarios.node), over a connection of its own: its
+bytes are a signed transaction, which like a key has its effect once, however often it is sent.
+
 An operation that ends without an answer after an unknown attempt spends its process: whatever it does
 later may be concurrent with the rest, so the client goes on under a new process name.
 """
@@ -25,9 +28,10 @@ from typing import NamedTuple
 
 import gevent
 
-from scenarios.history import Completion, HistoryWriter, Invoke, digest
+from scenarios.history import Completion, Facts, HistoryWriter, Invoke, digest
 from scenarios.intents import Intent
 from scenarios.live import Live
+from scenarios.node import Node, NodeRefused
 from scenarios.replies import Seen, seen_failure, seen_reply
 from scenarios.wire import Address, Wire, WireError
 
@@ -45,7 +49,10 @@ class Patience(NamedTuple):
 
 
 class Recorder(NamedTuple):
-    """What all clients of one load process share. `notify` is told each attempt's action and latency."""
+    """What all clients of one load process share; `node` is the chain's, where there is one.
+
+    `notify` is told each attempt's action and latency.
+    """
 
     history: HistoryWriter
     live: Live
@@ -53,12 +60,23 @@ class Recorder(NamedTuple):
     patience: Patience
     key_prefix: str
     notify: Notify | None = None
+    node: Address | None = None
 
 
 class Operation:
     """One logical intent, named by its key, with the bytes that every attempt sends."""
 
-    __slots__ = ("attempts", "intent", "key", "name", "process", "request_bytes", "request_hash", "stored")
+    __slots__ = (
+        "attempts",
+        "facts",
+        "intent",
+        "key",
+        "name",
+        "process",
+        "request_bytes",
+        "request_hash",
+        "stored",
+    )
 
     def __init__(self, intent: Intent, *, name: str, process: str, key: str | None) -> None:
         self.intent = intent
@@ -69,6 +87,8 @@ class Operation:
         self.stored = False
         self.request_bytes = b""
         self.request_hash: str | None = None
+        # Known before any answer: what an unknown deposit will be looked for by.
+        self.facts = None if intent.tx_hash is None else Facts(tx_hash=intent.tx_hash)
 
 
 class Client:
@@ -83,6 +103,7 @@ class Client:
         self._operations = 0
         self._random = random.Random(seed)
         self._wire = Wire(recorder.address)
+        self._node = None if recorder.node is None else Node(recorder.node)
         self._head = (
             f"Host: {recorder.address.host_header}\r\nAuthorization: Bearer {token}\r\n"
             "Accept: application/json, application/problem+json\r\n"
@@ -96,11 +117,15 @@ class Client:
             key = name
         operation = Operation(intent, name=name, process=self.process, key=key)
         line = f"{intent.method} {intent.path}"
+        if intent.method == "POST":
+            operation.request_hash = digest(line.encode("ascii") + b"\n" + intent.body)
+        if intent.tx_hash is not None:
+            operation.request_bytes = self._the_node.request(intent.body)
+            return operation
         head = f"{line} HTTP/1.1\r\n".encode("ascii") + self._head
         if key is not None:
             head += f"Idempotency-Key: {key}\r\n".encode("ascii")
         if intent.method == "POST":
-            operation.request_hash = digest(line.encode("ascii") + b"\n" + intent.body)
             head += b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(intent.body)
         operation.request_bytes = head + b"\r\n" + intent.body
         return operation
@@ -135,9 +160,28 @@ class Client:
             self._spend()
         return seen
 
+    def next_nonce(self, address: str) -> int | None:
+        """The nonce of this wallet's next transaction, as the node has it; None when it does not say.
+
+        Not recorded: it has no effect, and says nothing that is judged.
+        """
+        patience_s = self._recorder.patience.reply_s
+        try:
+            nonce = self._the_node.ask("eth_getTransactionCount", address, "pending", patience_s=patience_s)
+            return int(nonce, 16)
+        except (WireError, NodeRefused, TypeError, ValueError):
+            return None
+
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
         self._wire.close()
+        if self._node is not None:
+            self._node.close()
+
+    @property
+    def _the_node(self) -> Node:
+        assert self._node is not None, "a deposit in a load that has no chain"
+        return self._node
 
     def _attempt(self, operation: Operation, intended_ns: int) -> Seen:
         recorder, intent = self._recorder, operation.intent
@@ -161,9 +205,13 @@ class Client:
         )
         live.in_flight += 1
         try:
-            reply = self._wire.exchange(operation.request_bytes, patience_s=recorder.patience.reply_s)
-            seen_ns = time.monotonic_ns()
-            seen = seen_reply(intent.action, reply)
+            if intent.tx_hash is not None:
+                seen = self._send(operation.request_bytes, intent.tx_hash)
+                seen_ns = time.monotonic_ns()
+            else:
+                reply = self._wire.exchange(operation.request_bytes, patience_s=recorder.patience.reply_s)
+                seen_ns = time.monotonic_ns()
+                seen = seen_reply(intent.reading, reply)
         except WireError as error:
             seen_ns = time.monotonic_ns()
             seen = seen_failure(error)
@@ -180,6 +228,9 @@ class Client:
             recorder.notify(intent.method, intent.action, latency_ns / 1e6, seen)
         return seen
 
+    def _send(self, request: bytes, tx_hash: str) -> Seen:
+        return self._the_node.send(request, tx_hash, patience_s=self._recorder.patience.reply_s)
+
     def _complete(self, operation: Operation, invoke_ns: int, seen_ns: int, seen: Seen) -> None:
         self._recorder.history.complete(
             Completion(
@@ -194,7 +245,7 @@ class Client:
                 error=seen.error,
                 reply_hash=seen.reply_hash,
                 replayed=seen.replayed,
-                facts=seen.facts,
+                facts=operation.facts if seen.facts is None else seen.facts,
             )
         )
 

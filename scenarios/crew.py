@@ -1,7 +1,8 @@
 """The crew of one load process: its history file, markets, accounts and clock, shared by all its users.
 
 A load is one process or several. The first makes the markets and closes the side market; each makes the
-accounts of its own users. User numbers are dealt like cards, so that no two processes have the same one.
+accounts of its own users, and where there is a chain their wallets. User numbers are dealt like cards, so
+that no two processes have the same one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import random
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import gevent
 from gevent.lock import RLock
@@ -19,9 +20,22 @@ from scenarios.client import Client, Notify, Patience, Recorder
 from scenarios.history import HistoryWriter
 from scenarios.intents import Trader, Venue
 from scenarios.live import Live
+from scenarios.node import ChainAccess
 from scenarios.plan import RunPlan
-from scenarios.venue import Account, close_intent, learn_admin, open_accounts, open_venue
-from scenarios.wire import Address
+from scenarios.venue import (
+    Account,
+    close_intent,
+    learn_admin,
+    link_wallets,
+    open_accounts,
+    open_venue,
+    treasury_micro,
+)
+from scenarios.wire import Address, resolve
+
+if TYPE_CHECKING:
+    from scenarios.chain_setup import ChainSetup
+    from scenarios.wallet import Wallet
 
 SIDE_CLOSES_BETWEEN = (0.3, 0.5)
 
@@ -35,17 +49,26 @@ class Place(NamedTuple):
 
 
 class Member(NamedTuple):
-    """One user of this process: the account, the client that speaks for it, and the trader's mind."""
+    """One user of this process: the account, the client that speaks for it, the trader's mind, a wallet."""
 
     account: Account
     client: Client
     trader: Trader
+    wallet: Wallet | None = None
 
 
 class Crew:
     """What the users of one load process share."""
 
-    def __init__(self, run: Path, asked: RunPlan, address: Address, admin_token: str, place: Place) -> None:
+    def __init__(
+        self,
+        run: Path,
+        asked: RunPlan,
+        address: Address,
+        admin_token: str,
+        place: Place,
+        chain: ChainAccess | None = None,
+    ) -> None:
         self.asked = asked
         self.plan = asked.plan
         self.live = Live()
@@ -61,12 +84,15 @@ class Crew:
         self._opened = 0
         self._idle: list[Member] = []
         self._closed = False
+        node = None if chain is None else resolve(chain.rpc)
+        self._chain = None if chain is None or node is None else self._chain_setup(run, chain, node)
         self._recorder = Recorder(
             HistoryWriter(run, place.writer),
             self.live,
             address,
             Patience(self.plan.load.patience_s, self.plan.load.answer_budget_s),
             self._tag,
+            node=node,
         )
 
     @property
@@ -85,6 +111,8 @@ class Crew:
         admin = self._admin("admin")
         learn_admin(admin)
         self._admin_user = admin.user
+        if self._chain is not None:
+            self._chain.back(treasury_micro(self.plan.market))
         self.venue = open_venue(admin, self.plan.market)
         return self.venue
 
@@ -95,16 +123,27 @@ class Crew:
             if lacking <= 0:
                 return
             first, step = self._place.first_number, self._place.step
+            numbers = [first + step * (self._opened + n) for n in range(lacking)]
+            funds_micro = self.plan.market.user_funds_micro
+            wallets: list[Wallet] = []
+            if self._chain is not None:
+                wallets = self._chain.equip(numbers, backing_micro=funds_micro * lacking)
             accounts = open_accounts(
-                [first + step * (self._opened + n) for n in range(lacking)],
+                numbers,
                 admin_client=self._admin,
-                funds_micro=self.plan.market.user_funds_micro,
+                funds_micro=funds_micro,
                 tag=self._tag,
                 seed=self.asked.seed,
             )
+            members = [self._member(account) for account in accounts]
+            if wallets:
+                members = [
+                    member._replace(wallet=wallet) for member, wallet in zip(members, wallets, strict=True)
+                ]
+                link_wallets([(member.client, member.wallet) for member in members if member.wallet])
             self._opened += lacking
             # Users are taken from the end, so the lowest number goes first.
-            self._idle[:0] = [self._member(account) for account in reversed(accounts)]
+            self._idle[:0] = reversed(members)
 
     # --- users
 
@@ -162,6 +201,13 @@ class Crew:
         if not self._closed:
             self._closed = True
             self._recorder.history.close()
+
+    def _chain_setup(self, run: Path, chain: ChainAccess, node: Address) -> ChainSetup:
+        # Here and not above: it brings eth_account, half a second and 30 MB, which most loads do without.
+        from scenarios.chain_setup import ChainSetup
+
+        assert self.plan.chain is not None
+        return ChainSetup(chain, node, self.plan.chain, run=run, seed=self.asked.seed)
 
     def _member(self, account: Account) -> Member:
         assert self.venue is not None

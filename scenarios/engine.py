@@ -2,8 +2,8 @@
 
 Two ways lead here. `python -m scenarios.load RUN` names a run directory in SEATRIAL_RUN: Locust is headless,
 goes by the plan's stages, and prints a Status row a second. `locust -f scenarios/hot_market.py` has none:
-a fresh directory runs/<time>-<scenario>-adhoc/ is made, the plan `quick` gives mix and pace, and users come
-and go as Locust's own page or options say.
+a fresh directory runs/<time>-<scenario>-adhoc/ is made, a plan gives mix and pace, and users come and go as
+Locust's own page or options say.
 
 With `--processes N` Locust forks workers; the master makes the markets, tells each worker of them, and the
 load begins when all have accounts for their users. Every process has a history file of its own.
@@ -30,6 +30,7 @@ from locust import argument_parser
 from scenarios.crew import Crew, Place
 from scenarios.intents import Venue
 from scenarios.live import Overview, Tally
+from scenarios.node import CHAIN_VARIABLE, chain_access
 from scenarios.plan import PlanError, RunPlan, load_plan, read_run_plan
 from scenarios.replies import Seen
 from scenarios.run_directory import RunDirectoryError, create_run
@@ -37,7 +38,7 @@ from scenarios.venue import SetupError
 from scenarios.wire import resolve
 
 PROJECT = Path(__file__).resolve().parent.parent
-ADHOC_PLAN = "quick"
+ADHOC_PLANS = {"hot_market": "quick", "money_in_out": "money"}
 ABANDON_GRACE_S = 2.0
 WORKERS_READY_TIMEOUT_S = 120.0
 VENUE_MESSAGE = "seatrial_venue"
@@ -220,14 +221,15 @@ class Engine:
         if not host:
             raise ValueError("no --host; name the server's address, as in --host http://127.0.0.1:8080")
         if self._run is None:
-            plan = msgspec.structs.replace(load_plan(ADHOC_PLAN), scenario=self.scenario, faults=[])
+            plan = msgspec.structs.replace(load_plan(ADHOC_PLANS[self.scenario]), faults=[])
             self._run = create_run(
                 plan, seed=0, target={"url": host}, runs=Path("runs"), project=PROJECT, ending="adhoc"
             )
         return read_run_plan(self._run)
 
     def _new_crew(self, run: Path, asked: RunPlan, host: str, place: Place) -> Crew:
-        crew = Crew(run, asked, resolve(host), self.admin_token, place)
+        chain = chain_access(os.environ.get(CHAIN_VARIABLE, "")) if asked.plan.chain is not None else None
+        crew = Crew(run, asked, resolve(host), self.admin_token, place, chain)
         if not self.shaped:
             crew.watch(self._notify)
         atexit.register(crew.close)  # however this process ends, short of a kill, the file gets its end row

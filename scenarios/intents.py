@@ -8,6 +8,7 @@ asks for more than it may have, so that refusals occur in every run.
 from __future__ import annotations
 
 import random
+from collections import deque
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -19,8 +20,13 @@ MICRO = 1_000_000
 AMOUNT_MICRO = (200_000, 20_000_000)
 SHARES_MICRO = (500_000, 40_000_000)
 LIMITED_SHARE = 0.3
+DEPOSIT_MICRO = (1_000_000, 50_000_000)
+WITHDRAWAL_MICRO = (500_000, 20_000_000)
 OVERREACH_SHARE = 0.01
 CHEAPER_SHARE = 0.7
+REUSED_BY_THE_OTHER_SHARE = 0.3
+REMEMBERED_WITHDRAWALS = 10
+WITHDRAWALS = "/api/withdrawals"
 
 
 class Venue(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +49,12 @@ class Intent(NamedTuple):
     request: Request | None = None
     keyed: bool = True
     repeatable: bool = True
+    tx_hash: str | None = None  # of the transaction in the body, where the chain's node is asked
+
+    @property
+    def reading(self) -> str:
+        """The action whose reply this one's is like: whatever comes under a reused key, it may be either."""
+        return "withdraw" if self.path == WITHDRAWALS and self.keyed else self.action
 
 
 class TradeBody(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -86,6 +98,12 @@ def trade(
     )
 
 
+def withdrawal(action: str, amount_micro: int) -> Intent:
+    """The intent to take so much out to one's wallet."""
+    body = _encode({"amount": amount_micro})
+    return Intent(action, "POST", WITHDRAWALS, body, request=Request(amount_micro=amount_micro))
+
+
 class Trader:
     """One trader's mind: its generator, its money, its shares and the prices it saw last."""
 
@@ -97,6 +115,7 @@ class Trader:
         self.balance_micro = funds_micro
         self.shares: dict[tuple[int, int], int] = {}
         self._prices: dict[int, list[int]] = {}
+        self._withdrawals: deque[str] = deque(maxlen=REMEMBERED_WITHDRAWALS)
 
     def choose(self) -> str:
         """The next action of the mix."""
@@ -159,8 +178,33 @@ class Trader:
         """Buy on the side market; when it is known to be closed, only to be refused."""
         return self.buy_shares(self._venue.side, "buy_closed" if closed else "buy_shares")
 
+    def deposit_micro(self) -> int:
+        """How much to deposit, micro-USDC."""
+        return self._size(DEPOSIT_MICRO)
+
+    def withdraw(self) -> Intent:
+        """Take money out to the wallet, now and then more than there is."""
+        amount = self._size(WITHDRAWAL_MICRO)
+        if self.chance(OVERREACH_SHARE * 2):
+            # Deposits may have been credited since the balance was seen last.
+            amount = max(self.balance_micro, 0) + 2 * DEPOSIT_MICRO[1]
+        return withdrawal("withdraw", amount)
+
+    def read_withdrawal(self) -> Intent:
+        """Ask how far one of the last withdrawals is; look at the account when there is none."""
+        if not self._withdrawals:
+            return self.read_account()
+        asked = self._withdrawals[self.pick(len(self._withdrawals))]
+        return Intent("read_withdrawal", "GET", f"{WITHDRAWALS}/{asked}", keyed=False)
+
     def reuse(self, other: Intent) -> Intent:
-        """A trade unlike `other`, to be sent under its key, which must refuse it."""
+        """A request unlike `other`, to be sent under its key, which must refuse it."""
+        if "withdraw" in self._actions:
+            withdrew = other.path == WITHDRAWALS
+            if withdrew != self.chance(REUSED_BY_THE_OTHER_SHARE):
+                amount = self._size(WITHDRAWAL_MICRO)
+                taken = other.request.amount_micro if other.request else None
+                return withdrawal("reuse_key", amount + 1 if amount == taken else amount)
         outcome = self.pick(self._venue.outcomes)
         taken = (other.request.shares_micro or 0) if other.request else 0
         shares = self._size(SHARES_MICRO)
@@ -189,6 +233,8 @@ class Trader:
             self._prices[facts.market_id] = facts.prices_micro
         if facts.balance_micro is not None:
             self.balance_micro = facts.balance_micro
+        if intent.action == "withdraw" and facts.withdrawal_id is not None:
+            self._withdrawals.append(facts.withdrawal_id)
         if isinstance(content, AccountContent):
             # After an unknown outcome only the system knows what is held.
             self.shares = {(held.market_id, held.outcome): held.shares for held in content.positions}

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+from scenarios.node import CHAIN_VARIABLE, chain_access
 from scenarios.plan import SCENARIOS, Plan, PlanError, read_run_plan
+from scenarios.wire import resolve
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -78,6 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(f"--host {asked.host}: not a http:// URL")
     if not os.environ.get("SEATRIAL_ADMIN_TOKEN"):
         return refuse("SEATRIAL_ADMIN_TOKEN is not set; the set-up needs the target's admin token")
+    if plan.chain is not None:
+        try:
+            resolve(chain_access(os.environ.get(CHAIN_VARIABLE, "")).rpc)
+        except ValueError as error:
+            return refuse(str(error))
     if (run / "history").exists() and any((run / "history").iterdir()):
         return refuse(f"{run / 'history'}: has files already; a run has one load")
     return become(locust_command(plan, asked.host), run)

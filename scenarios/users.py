@@ -1,4 +1,7 @@
-"""The Locust user: takes its operations when they are due and does them one after another."""
+"""The Locust user: takes its operations when they are due and does them one after another.
+
+Its methods named like actions are the ones that a plan's mix may ask for.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ REFUSALS_REPEATED_SHARE = 0.05
 
 
 class MarketUser(User):  # type: ignore[misc]
-    """A trader with an account, a schedule and a memory. A scenario names its `engine` and its actions."""
+    """A trader with an account, a schedule and a memory. A scenario names its `engine`."""
 
     abstract = True
     engine: ClassVar[Engine]
@@ -95,6 +98,27 @@ class MarketUser(User):  # type: ignore[misc]
         if client.process != operation.process:
             self.answered.clear()  # a process that ended unknown does nothing more
         return seen
+
+    def buy_amount(self, due_ns: int) -> None:
+        self.do(self.trader.buy_amount(), due_ns)
+
+    def buy_shares(self, due_ns: int) -> None:
+        self.do(self.trader.buy_shares(), due_ns)
+
+    def sell(self, due_ns: int) -> None:
+        self.do(self.trader.sell(), due_ns)
+
+    def buy_closed(self, due_ns: int) -> None:
+        self.do(self.trader.buy_on_side(closed=self.crew.side_closed), due_ns)
+
+    def read_market(self, due_ns: int) -> None:
+        self.do(self.trader.read_market(), due_ns)
+
+    def read_account(self, due_ns: int) -> None:
+        self.do(self.trader.read_account(), due_ns)
+
+    def read_ledger(self, due_ns: int) -> None:
+        self.do(self.trader.read_ledger(), due_ns)
 
     def replay(self, due_ns: int) -> None:
         """Send an answered operation once more: the answer must be the first one, to the byte."""

@@ -1,4 +1,4 @@
-"""Set-up through the API: the treasury's money, the two markets, the users and theirs, all recorded.
+"""Set-up through the API, all recorded: the treasury's money, two markets, users, their money and wallets.
 
 Each step is an operation like any other, with retries under its key. Making a user is the exception, for
 it has no key: an attempt without an answer is left behind (a user without money harms nobody) and another
@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from faker import Faker
@@ -21,10 +21,14 @@ from scenarios.client import Client
 from scenarios.history import Request
 from scenarios.intents import Intent, Venue
 from scenarios.plan import Market
-from scenarios.replies import AccountContent, MarketContent, Seen, UserContent
+from scenarios.replies import AccountContent, MarketContent, NonceContent, Seen, UserContent
+
+if TYPE_CHECKING:
+    from scenarios.wallet import Wallet
 
 CONCURRENT_SETUPS = 8
 USER_TRIES_MAX = 5
+LINK_TRIES_MAX = 5
 SUBSIDY_MARGIN = 2
 
 _encode = msgspec.json.Encoder().encode
@@ -54,10 +58,14 @@ def learn_admin(admin: Client) -> None:
         raise SetupError(f"GET /api/account: {_answer(seen)}")
 
 
+def treasury_micro(market: Market) -> int:
+    """What the treasury is funded with: the subsidies of both markets, twice over."""
+    return 2 * SUBSIDY_MARGIN * math.ceil(market.b_micro * math.log(market.outcomes))
+
+
 def open_venue(admin: Client, market: Market) -> Venue:
     """Fund the treasury and make the two markets; raises SetupError."""
-    subsidy_micro = math.ceil(market.b_micro * math.log(market.outcomes))
-    _must(admin, _funding(None, "house_treasury", 2 * SUBSIDY_MARGIN * subsidy_micro))
+    _must(admin, _funding(None, "house_treasury", treasury_micro(market)))
     outcomes = ["Yes", "No"] if market.outcomes == 2 else [f"Outcome {n + 1}" for n in range(market.outcomes)]
     ids = []
     for question in ("Does the ship come home?", "Does the tender come home?"):
@@ -96,6 +104,36 @@ def open_accounts(
     for accounts in Pool(CONCURRENT_SETUPS).imap(work, range(len(lanes))):
         opened += accounts
     return sorted(opened)
+
+
+def link_wallets(links: list[tuple[Client, Wallet]]) -> None:
+    """Have each user say, with a signature, which wallet is theirs; several at a time. Raises SetupError."""
+    for _ in Pool(CONCURRENT_SETUPS).imap_unordered(lambda link: _link_wallet(*link), links):
+        pass
+
+
+def _link_wallet(client: Client, wallet: Wallet) -> None:
+    unknown = False
+    for _ in range(LINK_TRIES_MAX):
+        asked = _must(client, Intent("wallet_nonce", "POST", "/api/wallets/nonces", keyed=False))
+        assert isinstance(asked.content, NonceContent)
+        message = wallet.message(asked.content.nonce)
+        body = _encode({"message": message, "signature": wallet.sign_text(message)})
+        # A nonce is used up by the first arrival, so each try has its own message.
+        seen = _now(
+            client, Intent("link_wallet", "POST", "/api/wallets", body, keyed=False, repeatable=False)
+        )
+        if seen.type == "ok" or (unknown and seen.code == "wallet_linked"):
+            return
+        if seen.code == "wallet_linked":
+            raise SetupError(
+                f"the wallet {wallet.address} is linked already: this target has seen the run's seed before;"
+                " take another --seed"
+            )
+        unknown = unknown or seen.type == "info"
+        if seen.type == "fail" and not seen.again:
+            break
+    raise SetupError(f"POST /api/wallets: {_answer(seen)}")
 
 
 def user_name(seed: int, number: int) -> str:
