@@ -138,6 +138,11 @@ def withdraw_data(word: str, to: str, amount_micro: int) -> str:
     )
 
 
+def is_deposit(data: str) -> bool:
+    """Whether these bytes call `deposit`."""
+    return data.startswith(_selector("deposit(string,uint256)"))
+
+
 def is_withdrawal(data: str) -> bool:
     """Whether these bytes call `withdraw`."""
     return data.startswith(_selector("withdraw(bytes32,address,uint256)")) and len(data) == 2 + 8 + 3 * 64

@@ -6,11 +6,18 @@ from typing import Any
 
 from chaos.faults.drop_reply import DropReply
 from chaos.faults.drop_request import DropRequest
+from chaos.faults.drop_transaction import DropTransaction
 from chaos.faults.duplicate_at_once import DuplicateAtOnce
 from chaos.faults.duplicate_late import DuplicateLate
+from chaos.faults.duplicate_transaction import DuplicateTransaction
 from chaos.faults.fault import Fault, FaultError, ProcessFault, RequestFault, World, with_options
+from chaos.faults.kill_chain import KillChain
 from chaos.faults.kill_postgres import KillPostgres
 from chaos.faults.kill_server import KillServer
+from chaos.faults.lag_chain import LagChain
+from chaos.faults.plant_drift import PlantDrift
+from chaos.faults.reorganise import Reorganise
+from chaos.faults.replace_transaction import ReplaceTransaction
 from chaos.faults.terminate_backend import TerminateBackend
 
 __all__ = ["FAULTS", "Fault", "FaultError", "ProcessFault", "RequestFault", "World", "make_fault"]
@@ -18,10 +25,17 @@ __all__ = ["FAULTS", "Fault", "FaultError", "ProcessFault", "RequestFault", "Wor
 FAULTS: dict[str, type[Fault]] = {
     "drop_reply": DropReply,
     "drop_request": DropRequest,
+    "drop_transaction": DropTransaction,
     "duplicate_at_once": DuplicateAtOnce,
     "duplicate_late": DuplicateLate,
+    "duplicate_transaction": DuplicateTransaction,
+    "kill_chain": KillChain,
     "kill_postgres": KillPostgres,
     "kill_server": KillServer,
+    "lag_chain": LagChain,
+    "plant_drift": PlantDrift,
+    "reorganise": Reorganise,
+    "replace_transaction": ReplaceTransaction,
     "terminate_backend": TerminateBackend,
 }
 

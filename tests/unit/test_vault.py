@@ -21,6 +21,7 @@ from chaos.vault import (
     await_mined,
     deposit_data,
     deposit_logs,
+    is_deposit,
     is_withdrawal,
     mint_data,
     payment_logs,
@@ -94,6 +95,8 @@ def test_a_withdrawal_is_told_from_other_calls_and_shows_its_word() -> None:
     assert not is_withdrawal(deposit_data("ann", 7))
     assert not is_withdrawal(data[:-2])
     assert not is_withdrawal("0x")
+    assert is_deposit(deposit_data("ann", 7))
+    assert not is_deposit(data)
 
 
 def test_words_are_those_of_the_server() -> None:
