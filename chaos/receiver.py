@@ -1,13 +1,12 @@
 """The world that hears the system's alerts and notices: a webhook that applies each Idempotency-Key once.
 
-`python -m chaos.receiver --port PORT --control PORT --file deliveries.jsonl`, on 127.0.0.1. A POST on any
-path is an arrival. Its row is in the file before it is answered, in one write, so what the system believes
-delivered can be read there whatever dies next. Rows are in the order of the answers; `number` is the order
-of arrival.
+`python -m chaos.receiver --port PORT --file FILE`, on 127.0.0.1. A POST on any path is an arrival.
+Its row is in the file before it is answered, in one write, so what the system believes delivered can be read
+there whatever dies next. Rows are in the order of the answers; `number` is the order of arrival.
 
-Told to by its controller (chaos.receiver_control) it keeps one answer back, or refuses one key until it is
-told otherwise. An answer is kept at most HELD_S_MAX; when the last controller has gone it is given, and
-nothing is refused any more.
+Told to by its controller (chaos.receiver_control), who comes to the same port and speaks JSON lines, it keeps
+one answer back, or refuses one key until it is told otherwise. An answer is kept at most HELD_S_MAX; when the
+last controller has gone it is given, and nothing is refused any more.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import uvloop
@@ -210,6 +209,24 @@ class Sender(CallConnection):
         self._receiver.left(self)
 
 
+class Newcomer(asyncio.Protocol):
+    """A connection before its first byte, by which a controller is told from an HTTP client."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+
+    def data_received(self, data: bytes) -> None:
+        controls = data.startswith(b"{")
+        protocol = self._receiver.control() if controls else Sender(self._receiver)
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+        protocol.data_received(data)
+
+
 def _title(body: bytes) -> str | None:
     """The title of an alert or a notice, None where the body has none."""
     try:
@@ -220,21 +237,19 @@ def _title(body: bytes) -> str | None:
     return title if isinstance(title, str) else None
 
 
-async def serve(port: int, control: int, file: int) -> int:
+async def serve(port: int, file: int) -> int:
     """Serve until SIGTERM or SIGINT, or until a row can not be written; the exit code."""
     loop = asyncio.get_running_loop()
     stop, failed = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     receiver = Receiver(file, failed)
-    listener = await loop.create_server(lambda: Sender(receiver), "127.0.0.1", port, backlog=BACKLOG)
-    controls = await loop.create_server(receiver.control, "127.0.0.1", control)
+    listener = await loop.create_server(lambda: Newcomer(receiver), "127.0.0.1", port, backlog=BACKLOG)
     ends = [asyncio.ensure_future(event.wait()) for event in (stop, failed)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     for end in ends:
         end.cancel()
     listener.close()
-    controls.close()
     receiver.heal()
     return 1 if failed.is_set() else 0
 
@@ -242,14 +257,13 @@ async def serve(port: int, control: int, file: int) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Parse the options and serve."""
     parser = argparse.ArgumentParser(prog="python -m chaos.receiver", description="Hears alerts and notices.")
-    parser.add_argument("--port", type=int, required=True, help="port for deliveries")
-    parser.add_argument("--control", type=int, required=True, help="port for who breaks the receiver")
+    parser.add_argument("--port", type=int, required=True, help="port for deliveries, and for commands")
     parser.add_argument("--file", type=Path, required=True, help="where each arrival is written down")
     chosen = parser.parse_args(arguments)
     try:
         file = os.open(chosen.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            return uvloop.run(serve(chosen.port, chosen.control, file))
+            return uvloop.run(serve(chosen.port, file))
         finally:
             os.close(file)
     except OSError as error:

@@ -22,7 +22,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReceiverControl(ControlLine):
-    """One connection to the receiver's control port; safe to use from several threads."""
+    """One connection to the receiver's port; safe to use from several threads."""
 
     name = "the receiver"
 
