@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, LiteralString, NamedTuple
 
 import psycopg
@@ -153,6 +155,47 @@ def test_events_of_one_aggregate_are_numbered_as_they_commit(
         thread.join(timeout=30)
     assert second[0] > first
     assert claimed_ids(relay) == [first]
+
+
+DRAFTS: LiteralString = """SELECT enqueue_events(array_agg(
+    row('inbox', name, 'notice.test', '{}', %s || ':' || n)::event_draft ORDER BY n))
+    FROM unnest(%s::text[]) WITH ORDINALITY AS named (name, n)"""
+
+
+def test_events_enqueued_at_once_keep_their_order_in_each_aggregate(admin: Connection) -> None:
+    one(admin, DRAFTS, "first", list("cabcab"))
+    rows = admin.execute("SELECT aggregate_id, dedup_key FROM outbox_events ORDER BY event_id").fetchall()
+    assert {name: [key for found, key in rows if found == name] for name in "abc"} == {
+        "a": ["first:2", "first:5"],
+        "b": ["first:3", "first:6"],
+        "c": ["first:1", "first:4"],
+    }
+    one(admin, "SELECT enqueue_events(ARRAY[null::event_draft])")
+    assert len(whole(admin)) == 6
+
+
+def test_transactions_with_common_aggregates_never_wait_for_each_other(
+    admin: Connection, market_database: MarketDatabase
+) -> None:
+    def enqueue_all(seed: int) -> None:
+        order = [str(number) for number in range(40)]
+        shuffle = random.Random(seed).shuffle
+        with psycopg.connect(market_database.admin_dsn, autocommit=True) as connection:
+            for turn in range(20):
+                shuffle(order)
+                one(connection, DRAFTS, f"{seed}:{turn}", order)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(enqueue_all, range(4)))
+    assert one(admin, "SELECT count(*) FROM outbox_events") == (4 * 20 * 40,)
+
+
+def test_more_inboxes_at_once_than_there_is_room_for_locks(admin: Connection) -> None:
+    with admin.transaction():
+        one(admin, DRAFTS, "many", [str(number) for number in range(20_000)])
+        (held,) = one(admin, "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()")
+        assert held < 2_000
+    assert one(admin, "SELECT count(*) FROM outbox_events") == (20_000,)
 
 
 def test_an_event_that_commits_late_is_not_stepped_over(
@@ -336,6 +379,29 @@ def test_a_replay_keeps_id_and_key_and_begins_anew(admin: Connection, relay: Con
     (last,) = claim(relay, types=["alert.test"])
     assert deliver(relay, last)
     assert [event.event_id for event in claim(relay, types=["alert.test"])] == [successor]
+
+
+def test_the_judge_sees_every_event_as_it_stands(
+    admin: Connection, relay: Connection, market_database: MarketDatabase
+) -> None:
+    poison = enqueue(admin, "gift", "1", key="gift:1", payload={"amount": 5})
+    other = enqueue(admin, "gift", "2", key="gift:2")
+    (claimed, beside) = claim(relay)
+    fail(relay, claimed, dead=True)
+    deliver(relay, beside)
+    with psycopg.connect(market_database.judge_dsn, autocommit=True) as judge:
+        rows = judge.execute(
+            """SELECT event_id, aggregate_type, aggregate_id, event_type, payload, dedup_key, status,
+                      attempts, lease_token, last_error, delivered_at >= created_at, died_at >= created_at
+                 FROM books.outbox_events WHERE event_type = 'alert.test' ORDER BY event_id"""
+        ).fetchall()
+        with pytest.raises(errors.InsufficientPrivilege):
+            judge.execute("DELETE FROM books.outbox_events")
+    text = '{"amount": 5}'
+    assert rows == [
+        (poison, "gift", "1", "alert.test", text, "gift:1", "dead", 1, 1, "refused", None, True),
+        (other, "gift", "2", "alert.test", "{}", "gift:2", "delivered", 1, 1, None, True, None),
+    ]
 
 
 def test_only_a_dead_letter_is_replayed(admin: Connection, relay: Connection) -> None:
