@@ -61,8 +61,10 @@ def stop(message: str) -> typer.Exit:
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
     """Turn every error that means «the command, plan or target is wrong» into a message and exit code 2."""
+    from chaos.chain import ChainError
     from chaos.faults import FaultError
     from chaos.postgres import PostgresError
+    from chaos.proxy_control import ProxyError
     from chaos.supervisor import SupervisorError
     from chaos.target import TargetError
     from reports.evidence import RunError
@@ -78,6 +80,8 @@ def usage_errors() -> Iterator[None]:
         RunDirectoryError,
         TargetError,
         PostgresError,
+        ChainError,
+        ProxyError,
         SupervisorError,
         FaultError,
         RunError,
@@ -105,6 +109,10 @@ def run(
         str,
         typer.Option(help="Another target to start: a command with `install` and `serve` (docs/targets.md)."),
     ] = "",
+    chain: Annotated[
+        str,
+        typer.Option(help="Of a plan with a chain: `embedded`, `anvil`, or a development node's URL."),
+    ] = "embedded",
     url: Annotated[str, typer.Option(help="A target that already runs on 127.0.0.1; needs --dsn.")] = "",
     dsn: Annotated[
         str, typer.Option(help="With --url: DSN of a role that may read the schema `books`.")
@@ -132,11 +140,13 @@ def run(
             command=server_command,
             postgres=postgres,
             strategy=trade_strategy,
+            chain=chain,
             url=url,
             dsn=dsn,
             admin_dsn=admin_dsn,
         )
         choice.check_faults({planned.fault for planned in schedule(chosen, seed)})
+        choice.check_chain(needed=chosen.chain is not None)
         folder = create_run(chosen, seed=seed, target=choice.described(), runs=runs, project=PROJECT)
     out.print(f"[bold]Seatrial[/] {chosen.name}: {chosen.about}\n  seed {seed}, {folder}", soft_wrap=True)
     trial = Trial(

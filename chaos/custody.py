@@ -163,6 +163,11 @@ class Custody:
         return {"SEATRIAL_CHAIN": json.dumps(told)}
 
     @property
+    def began(self) -> bool:
+        """Whether the load has begun, and blocks come by the clock."""
+        return self._miner is not None
+
+    @property
     def watcher(self) -> Child:
         assert self._watcher is not None
         return self._watcher
@@ -283,4 +288,3 @@ class Custody:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise TargetError(f"{arguments[0]} did not end: {error}") from None
-

@@ -24,6 +24,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from chaos.chain import KINDS as CHAIN_KINDS
 from chaos.ports import port_is_free
 from chaos.supervisor import Child, Supervisor
 
@@ -67,6 +68,19 @@ class TargetChoice(msgspec.Struct, frozen=True, kw_only=True):
         shown = self.postgres if "=" not in self.postgres and "://" not in self.postgres else "dsn"
         return {"command": self.command, "postgres": shown, "strategy": self.strategy}
 
+    def check_chain(self, *, needed: bool) -> None:
+        """Raise TargetError when the plan has a chain, and this target or the choice of a chain cannot be."""
+        if needed and self.url is not None:
+            raise TargetError("--url: the plan has a chain, which needs a target that Seatrial starts")
+        host = urlsplit(self.chain).hostname if "://" in self.chain else None
+        if host is None and self.chain not in CHAIN_KINDS:
+            kinds = ", ".join(CHAIN_KINDS)
+            raise TargetError(
+                f"--chain: {self.chain!r} is none of {kinds}, nor a URL (http://127.0.0.1:8545)"
+            )
+        if host is not None and host not in LOOPBACK:
+            raise TargetError(f"--chain: {host} is not loopback; load and faults stay on this machine")
+
     def check_faults(self, faults: set[str]) -> None:
         """Raise TargetError when the plan breaks what this target keeps out of reach."""
         if self.url is None:
@@ -80,14 +94,14 @@ class TargetChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def target_choice(
-    *, command: str, postgres: str, strategy: str, url: str, dsn: str, admin_dsn: str
+    *, command: str, postgres: str, strategy: str, url: str, dsn: str, admin_dsn: str, chain: str = "embedded"
 ) -> TargetChoice:
     """The choice that the command line names; raises TargetError for a combination that makes no sense."""
     if not url:
         if dsn or admin_dsn:
             raise TargetError("--dsn and --admin-dsn belong to --url, a target that already runs")
         chosen = shlex.split(command) if command else list(REFERENCE_COMMAND)
-        return TargetChoice(command=chosen, postgres=postgres, strategy=strategy)
+        return TargetChoice(command=chosen, postgres=postgres, strategy=strategy, chain=chain)
     host = urlsplit(url).hostname
     if host not in LOOPBACK or urlsplit(url).scheme != "http":
         raise TargetError(f"--url: {url!r} is not http on loopback; load and faults stay on this machine")
@@ -150,14 +164,35 @@ def install(command: list[str], admin_dsn: str, log: Path, *, admin_token: str =
 
 
 def spawn_server(
-    supervisor: Supervisor, command: list[str], access: Access, *, name: str, port: int, strategy: str
+    supervisor: Supervisor,
+    command: list[str],
+    access: Access,
+    *,
+    name: str,
+    port: int,
+    strategy: str,
+    chain_id: int | None = None,
 ) -> Child:
-    """Start one server process of the target; it is healthy only once `await_healthy` says so."""
+    """Start one server process of the target; it is healthy only once `await_healthy` says so.
+
+    `chain_id` is that of the chain whose wallets it links, if the trial has one.
+    """
+    on_chain = [] if chain_id is None else ["--chain-id", str(chain_id)]
     if not port_is_free(port):
         raise TargetError(f"port {port} on 127.0.0.1 is in use; name another one with --port")
     return supervisor.spawn(
         name,
-        [*command, "serve", "--dsn", access.server_dsn, "--port", str(port), "--trade-strategy", strategy],
+        [
+            *command,
+            "serve",
+            "--dsn",
+            access.server_dsn,
+            "--port",
+            str(port),
+            "--trade-strategy",
+            strategy,
+            *on_chain,
+        ],
         critical=False,
     )
 

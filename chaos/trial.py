@@ -1,9 +1,11 @@
 """The trial: one run of a plan against a target, from nothing to quiet books.
 
-1. prepare: watchdog, PostgreSQL, schema, server, proxy: each step waits for the one before to answer.
+1. prepare: watchdog, PostgreSQL, schema, server, proxy: each step waits for the one before to answer. Where
+   the plan has a chain, that is made meanwhile (chaos.custody).
 2. load: the load child runs; nemesis, probe and sampler work beside it until it ends, a child dies, the
    deadline passes or somebody interrupts.
-3. quiesce: load stopped, every fault healed, no backend of the application active, no prepared transaction.
+3. quiesce: load stopped, every fault healed, relay and chain drained, no backend of the application active,
+   no prepared transaction (chaos.quiescence).
 4. close: every child ended and reaped, scratch data removed.
 
 Each step that happened is a row in events.jsonl. The trial judges nothing: whatever ended the load, the
@@ -19,18 +21,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import msgspec
-import psycopg
 
+from chaos.chain_export import export_chain
+from chaos.custody import Custody
 from chaos.data_folder import make_scratch
 from chaos.nemesis import Nemesis
 from chaos.ports import free_port
 from chaos.postgres import Postgres, choose_postgres
 from chaos.proxy_control import ProxyControl
+from chaos.quiescence import Rest, await_rest, drain
 from chaos.sampler import Sampler
 from chaos.supervisor import Child, Supervisor
 from chaos.target import (
@@ -47,24 +52,11 @@ from scenarios.plan import Plan
 
 TICK_S = 0.25
 LOAD_STOP_GRACE_S = 15.0
-QUIET_DEADLINE_S = 30.0
 HEAL_DEADLINE_S = 30.0
-BUSY = """
-SELECT (SELECT count(*) FROM pg_stat_activity
-         WHERE datname = current_database() AND usename = %s AND state <> 'idle'),
-       (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database())
-"""
-
-
-class Quiescence(msgspec.Struct, frozen=True, kw_only=True):
-    """Evidence that the books were at rest: busy backends of the application, prepared transactions."""
-
-    active: int
-    prepared: int
 
 
 class Trial:
-    """One run; `world` attributes (servers, postgres, proxy) are what the faults act on."""
+    """One run; its attributes servers, postgres, proxy and custody are what the faults act on."""
 
     def __init__(
         self,
@@ -90,6 +82,7 @@ class Trial:
         self.servers: list[Child] = []
         self.postgres: Postgres | None = None
         self.proxy: ProxyControl | None = None
+        self.custody: Custody | None = None
         self.load_started_ns = 0
         self.trades_per_s = 0.0
         self._probe_command = probe_command
@@ -125,28 +118,59 @@ class Trial:
     def _start_target(self) -> None:
         self._scratch = make_scratch()
         self._supervisor.undo_remove(self._scratch)
-        postgres = choose_postgres(
-            self.choice.postgres, supervisor=self._supervisor, data_dir=self._scratch / "pgdata"
+        with ThreadPoolExecutor(1, thread_name_prefix="custody") as beside:
+            custody = self._make_custody(self._scratch)
+            node = beside.submit(custody.start_node) if custody is not None else None
+            postgres = choose_postgres(
+                self.choice.postgres, supervisor=self._supervisor, data_dir=self._scratch / "pgdata"
+            )
+            self.postgres = postgres
+            postgres.start()
+            self.step(f"PostgreSQL {postgres.version}, {postgres.kind}: {postgres.why}")
+            name = f"seatrial_{os.getpid()}_{time.time_ns() // 1_000_000}"
+            admin_dsn = create_database(postgres.dsn, name)
+            self.access = install(self.choice.command, admin_dsn, self.run / "logs" / "install.log")
+            deployed: Future[None] | None = None
+            if custody is not None and node is not None:
+                node.result()
+                self.custody = custody
+                self.step(f"chain {custody.chain_id}, {custody.node.kind}: {custody.node.why}")
+                deployed = beside.submit(custody.deploy)
+            self._start_server(self.access)
+            if custody is not None and deployed is not None:
+                deployed.result()
+                custody.start_processes(self.access)
+                self.step(f"vault {custody.vault}, a watcher, {len(custody.relays)} relays")
+        self.event("target_healthy", kind=postgres.kind, version=postgres.version, why=postgres.why)
+
+    def _make_custody(self, scratch: Path) -> Custody | None:
+        if self.plan.chain is None:
+            return None
+        return Custody(
+            self.choice.chain,
+            self.plan.chain,
+            supervisor=self._supervisor,
+            scratch=scratch,
+            run=self.run,
+            command=self.choice.command,
+            seed=self.seed,
         )
-        self.postgres = postgres
-        postgres.start()
-        self.step(f"PostgreSQL {postgres.version}, {postgres.kind}: {postgres.why}")
-        admin_dsn = create_database(postgres.dsn, f"seatrial_{os.getpid()}_{time.time_ns() // 1_000_000}")
-        self.access = install(self.choice.command, admin_dsn, self.run / "logs" / "install.log")
+
+    def _start_server(self, access: Access) -> None:
         port = free_port()
         self._server_url = f"http://127.0.0.1:{port}"
         server = spawn_server(
             self._supervisor,
             self.choice.command,
-            self.access,
+            access,
             name="server-0",
             port=port,
             strategy=self.choice.strategy,
+            chain_id=None if self.custody is None else self.custody.chain_id,
         )
         self.servers = [server]
         took_s = await_healthy(self._server_url, child=server, given_up=self.interrupted.is_set)
         self.step(f"server on {self._server_url}, {self.choice.strategy} strategy, healthy in {took_s:.1f} s")
-        self.event("target_healthy", kind=postgres.kind, version=postgres.version, why=postgres.why)
 
     def _start_proxy(self) -> None:
         listen, control = free_port(), free_port()
@@ -171,7 +195,10 @@ class Trial:
         child = self._supervisor.spawn(
             "load",
             [sys.executable, "-m", "scenarios.load", str(self.run), "--host", self.proxy_url],
-            env={"SEATRIAL_ADMIN_TOKEN": self.access.admin_token},
+            env={
+                "SEATRIAL_ADMIN_TOKEN": self.access.admin_token,
+                **(self.custody.load_environment if self.custody is not None else {}),
+            },
             stdout="pipe",
         )
         self._load = child
@@ -217,6 +244,8 @@ class Trial:
         assert self.status is not None
         self.load_started_ns = self.status.time_ns
         self.event("load_started", at_ns=self.load_started_ns)
+        if self.custody is not None:
+            self.custody.begin_load()
         self.nemesis = Nemesis(self.plan, self.seed, self, self.run / "faults.jsonl")
         self.nemesis.start(self.load_started_ns)
 
@@ -234,7 +263,7 @@ class Trial:
 
     # --- step 3
 
-    def quiesce(self) -> Quiescence:
+    def quiesce(self) -> Rest:
         """Bring the system to rest, in the order of the contract; the numbers say whether it came to rest."""
         self.step("quiescence: load stopped, faults healed, backends idle")
         if self._load is not None:
@@ -245,32 +274,27 @@ class Trial:
         if self.nemesis is not None:
             self.nemesis.stop_and_heal(timeout_s=HEAL_DEADLINE_S)
             self.event("healed")
+        if self.custody is not None:
+            self._drain(self.custody)
         if self._probe is not None:
             self._probe.terminate(grace_s=5)
         if self.sampler is not None:
             self.sampler.stop()
-        rest = self._await_quiet()
+        assert self.access is not None
+        rest = await_rest(self.access)
         self.event("quiescent", active=rest.active, prepared=rest.prepared)
         return rest
 
-    def _await_quiet(self) -> Quiescence:
-        assert self.access is not None
-        rest = Quiescence(active=-1, prepared=-1)
-        deadline_s = time.monotonic() + QUIET_DEADLINE_S
-        dsn = self.access.admin_dsn or self.access.judge_dsn
-        user = psycopg.conninfo.conninfo_to_dict(self.access.server_dsn).get("user")
-        while time.monotonic() < deadline_s:
-            try:
-                with psycopg.connect(dsn, autocommit=True, connect_timeout=3) as connection:
-                    row = connection.execute(BUSY, [user]).fetchone()
-            except psycopg.Error:  # still recovering: the deadline bounds the wait
-                row = None
-            if row is not None:
-                rest = Quiescence(active=row[0], prepared=row[1])
-                if rest.active == 0 and rest.prepared == 0:
-                    break
-            time.sleep(0.1)  # bounded by QUIET_DEADLINE_S; the condition is the row above
-        return rest
+    def _drain(self, custody: Custody) -> None:
+        """Let relay and chain come to their end, and keep what the chain says then."""
+        began_s = time.monotonic()
+        done = drain(custody, self.judge_dsn)
+        custody.stop_processes()
+        took_s = round(time.monotonic() - began_s, 3)
+        self.event("drained", drained=done.drained, replayed=done.replayed, took_s=took_s, why=done.why)
+        state = "drained" if done.drained else f"not drained: {done.why}"
+        self.step(f"relay and chain {state} ({took_s:.1f} s)")
+        export_chain(custody, self.run, done)
 
     # --- step 4
 
@@ -285,6 +309,8 @@ class Trial:
             last_to_first.callback(self._supervisor.close)
             if self.postgres is not None:
                 last_to_first.callback(self.postgres.stop)
+            if self.custody is not None:
+                last_to_first.callback(self.custody.close)
             if self.proxy is not None:
                 last_to_first.callback(self.proxy.close)
             if self.sampler is not None:

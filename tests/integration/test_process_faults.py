@@ -47,6 +47,7 @@ class RealWorld:
     url: str
     admin_token: str
     proxy: ProxyControl | None = None
+    custody: None = None
     acknowledged: list[str] = field(default_factory=list)
 
     def server_healthy(self, timeout_s: float) -> bool:
