@@ -17,18 +17,26 @@ import gc
 import itertools
 import signal
 import sys
-import time
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import uvloop
 
+from chaos.control_port import Answer, Command, ControlPort
 from chaos.faults import FaultError, RequestFault, make_fault
 from chaos.http_connection import ClientConnection
 from chaos.proxy_triggers import Armed, Triggers
 
 BACKLOG = 2_048
-COMMAND_BYTES_MAX = 64 * 1024
+
+
+class ProxyCommand(Command, frozen=True, kw_only=True):
+    """A line on the control port."""
+
+    fault_id: str = ""
+    fault: str = ""
+    nth: int = 1
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class HttpProxy:
@@ -36,8 +44,8 @@ class HttpProxy:
 
     def __init__(self, upstreams: list[int]) -> None:
         self.clients: set[ClientConnection] = set()
-        self.controllers: set[Controller] = set()
-        self.triggers = Triggers(self._report)
+        self.control = ControlPort(ProxyCommand, obey=self._obey, abandoned=self._heal, refusal=FaultError)
+        self.triggers = Triggers(self.control.tell)
         self.requests = 0
         self.refused = 0
         self.tunnels = 0
@@ -62,75 +70,23 @@ class HttpProxy:
             "waiting": len(self.triggers.waiting),
         }
 
-    def _report(self, event: dict[str, Any]) -> None:
-        for controller in self.controllers:
-            controller.send(event)
+    def _heal(self) -> None:
+        self.triggers.heal()
 
-
-class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A line on the control port; `number` comes back with the answer."""
-
-    number: int
-    command: str
-    fault_id: str = ""
-    fault: str = ""
-    nth: int = 1
-    options: dict[str, Any] = {}
-
-
-class Controller(asyncio.Protocol):
-    """One connection to the control port."""
-
-    def __init__(self, proxy: HttpProxy) -> None:
-        self._proxy = proxy
-        self._transport: asyncio.Transport
-        self._buffer = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self._proxy.controllers.add(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self._proxy.controllers.discard(self)
-        if not self._proxy.controllers:
-            self._proxy.triggers.heal()
-
-    def data_received(self, data: bytes) -> None:
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        if len(self._buffer) > COMMAND_BYTES_MAX:
-            self._transport.abort()
-            return
-        for line in lines:
-            try:
-                command = msgspec.json.decode(line, type=Command)
-            except msgspec.DecodeError as error:
-                print(f"not a command: {error}", file=sys.stderr, flush=True)
-                self._transport.abort()
-                return
-            try:
-                answer = self._obey(command)
-            except FaultError as error:
-                answer = {"error": str(error)}
-            self.send({"number": command.number, "time_ns": time.monotonic_ns(), **answer})
-
-    def send(self, message: dict[str, Any]) -> None:
-        self._transport.write(msgspec.json.encode(message) + b"\n")
-
-    def _obey(self, command: Command) -> dict[str, Any]:
+    def _obey(self, command: ProxyCommand) -> Answer:
         if command.command == "arm":
             fault = make_fault(command.fault, command.options)
             if not isinstance(fault, RequestFault):
                 raise FaultError(f"{command.fault} is no fault of a request: the proxy cannot inject it")
             if command.nth < 1:
                 raise FaultError(f"nth is {command.nth}: requests are counted from 1")
-            self._proxy.triggers.arm(Armed(command.fault_id, fault, command.nth))
+            self.triggers.arm(Armed(command.fault_id, fault, command.nth))
             return {}
         if command.command == "heal":
-            self._proxy.triggers.heal()
+            self.triggers.heal()
             return {}
         if command.command == "status":
-            return self._proxy.status()
+            return self.status()
         raise FaultError(f"no command {command.command!r}; the commands are arm, heal, status")
 
 
@@ -142,7 +98,7 @@ async def serve(listen: int, upstreams: list[int], control: int) -> None:
         loop.add_signal_handler(number, stop.set)
     proxy = HttpProxy(upstreams)
     listener = await loop.create_server(lambda: ClientConnection(proxy), "127.0.0.1", listen, backlog=BACKLOG)
-    controls = await loop.create_server(lambda: Controller(proxy), "127.0.0.1", control)
+    controls = await loop.create_server(proxy.control, "127.0.0.1", control)
     # Nothing made so far ever becomes garbage: a full collection must not stop the traffic to look at it.
     gc.collect()
     gc.freeze()
