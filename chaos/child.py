@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from chaos.processes import Identity, descendants, identify, is_alive, kill_trees
+from chaos.processes import Identity, descendants, identify, is_alive, kill_trees, send, stop
 from chaos.undo import Undo
 
 KILL_TIMEOUT_S = 10.0
+PAUSE_TIMEOUT_S = 5.0
 
 
 class SupervisorError(Exception):
@@ -54,6 +55,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._identity: Identity | None = None
         self._undo_number: int | None = None
+        self._pause_undo: list[int] = []
 
     @property
     def pid(self) -> int:
@@ -122,6 +124,29 @@ class Child:
             survivors = kill_trees([self._identity], timeout_s=KILL_TIMEOUT_S)
             self._reap(survivors)
 
+    def pause(self) -> list[Identity]:
+        """SIGSTOP it with its descendants; returns who is stopped. Raises SupervisorError."""
+        with self._lock:
+            stopped: list[Identity] = []
+            # Itself first: from then on it cannot fork. Each act has its undo before it.
+            while new := [one for one in self.processes() if one not in stopped][: None if stopped else 1]:
+                self._pause_undo.append(self._undo.resume(new))
+                if not stop(new, timeout_s=PAUSE_TIMEOUT_S):
+                    self.resume()
+                    raise SupervisorError(f"{self.name} was not stopped within {PAUSE_TIMEOUT_S:.0f} s")
+                stopped += new
+            if not self.alive:
+                raise SupervisorError(f"{self.name} does not run and cannot be paused")
+            return stopped
+
+    def resume(self) -> None:
+        """SIGCONT it with its descendants; nothing happens to those that run."""
+        with self._lock:
+            for process in reversed(self.processes()):
+                send(process, signal.SIGCONT)
+            while self._pause_undo:
+                self._undo.done(self._pause_undo.pop())
+
     def terminate(self, grace_s: float | None = None) -> None:
         """Ask it to end, kill it after grace_s, kill the descendants it leaves, and reap it."""
         with self._lock:
@@ -176,6 +201,8 @@ class Child:
         if self._undo_number is not None:
             self._undo.done(self._undo_number)
             self._undo_number = None
+        while self._pause_undo:
+            self._undo.done(self._pause_undo.pop())
         if self._process is not None and self._process.stdout is not None:
             self._process.stdout.close()
 

@@ -113,14 +113,20 @@ def kill_trees(roots: Iterable[Identity], *, timeout_s: float) -> list[Identity]
         new = [process for process in tree if process not in listed]
         if not new:
             break
-        for process in new:
-            send(process, signal.SIGSTOP)
-        wait_until(lambda new=new: all(_is_still(process) for process in new), timeout_s=1.0)  # type: ignore[misc]
+        stop(new, timeout_s=1.0)
         listed.update(new)
         tree = list(dict.fromkeys(tree + [child for process in new for child in descendants(process.pid)]))
     for process in tree:
         send(process, signal.SIGKILL)
     return wait_gone(tree, timeout_s=max(0.0, deadline - time.monotonic()))
+
+
+def stop(processes: Iterable[Identity], *, timeout_s: float) -> bool:
+    """SIGSTOP processes and wait until none can run a further instruction; whether that is so in time."""
+    stopped = list(processes)
+    for process in stopped:
+        send(process, signal.SIGSTOP)
+    return wait_until(lambda: all(map(_is_still, stopped)), timeout_s=timeout_s)
 
 
 def wait_gone(processes: Iterable[Identity], *, timeout_s: float) -> list[Identity]:

@@ -5,7 +5,7 @@ Its row is in the file before it is answered, in one write, so what the system b
 there whatever dies next. Rows are in the order of the answers; `number` is the order of arrival.
 
 Told to by its controller (chaos.receiver_control), who comes to the same port and speaks JSON lines, it keeps
-one answer back, or refuses one key until it is told otherwise. An answer is kept at most HELD_S_MAX; when the
+one answer back, or refuses one key until it is told otherwise. An answer is kept for some seconds; when the
 last controller has gone it is given, and nothing is refused any more.
 """
 
@@ -16,6 +16,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +38,7 @@ class ReceiverCommand(Command, frozen=True, kw_only=True):
     """A line on the control port."""
 
     prefix: str = ""
+    key: str = ""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,13 +66,14 @@ class Arrival:
 class Receiver:
     """What all connections share; `file` is a descriptor that only ever appends."""
 
-    def __init__(self, file: int, failed: asyncio.Event) -> None:
+    def __init__(self, file: int, failed: asyncio.Event, *, held_s_max: float = HELD_S_MAX) -> None:
         self.control = ControlPort(ReceiverCommand, obey=self._obey, abandoned=self.heal)
         self.failed = failed
         self.arrivals = 0
         self.expired = 0
         self._file = file
-        self._seen: set[str] = set()
+        self._held_s_max = held_s_max
+        self._seen: Counter[str] = Counter()  # arrivals of each key
         self._applied: set[str] = set()
         self._to_hold: str | None = None  # the prefix of the next one
         self._held: Arrival | None = None
@@ -93,7 +96,7 @@ class Receiver:
             self._applied.add(key)
         if self._to_hold is not None and (key or "").startswith(self._to_hold):
             self._to_hold, self._held = None, arrival
-            self._timer = asyncio.get_running_loop().call_later(HELD_S_MAX, self._expire)
+            self._timer = asyncio.get_running_loop().call_later(self._held_s_max, self._expire)
             self.control.tell(
                 {
                     "event": "held",
@@ -122,7 +125,7 @@ class Receiver:
             return False
         if self._to_refuse is not None and key not in self._seen and key.startswith(self._to_refuse):
             self._to_refuse, self._refused = None, key
-        self._seen.add(key)
+        self._seen[key] += 1
         return key == self._refused
 
     def _expire(self) -> None:
@@ -179,6 +182,8 @@ class Receiver:
                 return {}
             case "refused":
                 return {"key": self._refused, "refusals": self._refusals}
+            case "arrivals":
+                return {"arrivals": self._seen[command.key]}
             case "accept":
                 self._to_refuse = self._refused = None
                 return {}
@@ -237,13 +242,13 @@ def _title(body: bytes) -> str | None:
     return title if isinstance(title, str) else None
 
 
-async def serve(port: int, file: int) -> int:
+async def serve(port: int, file: int, *, held_s_max: float) -> int:
     """Serve until SIGTERM or SIGINT, or until a row can not be written; the exit code."""
     loop = asyncio.get_running_loop()
     stop, failed = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    receiver = Receiver(file, failed)
+    receiver = Receiver(file, failed, held_s_max=held_s_max)
     listener = await loop.create_server(lambda: Newcomer(receiver), "127.0.0.1", port, backlog=BACKLOG)
     ends = [asyncio.ensure_future(event.wait()) for event in (stop, failed)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -259,11 +264,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos.receiver", description="Hears alerts and notices.")
     parser.add_argument("--port", type=int, required=True, help="port for deliveries, and for commands")
     parser.add_argument("--file", type=Path, required=True, help="where each arrival is written down")
+    parser.add_argument("--held-s-max", type=float, default=HELD_S_MAX, help="default: %(default)s")
     chosen = parser.parse_args(arguments)
     try:
         file = os.open(chosen.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            return uvloop.run(serve(chosen.port, file))
+            return uvloop.run(serve(chosen.port, file, held_s_max=chosen.held_s_max))
         finally:
             os.close(file)
     except OSError as error:

@@ -62,6 +62,10 @@ class ReceiverControl(ControlLine):
         answer = self.ask("refused")
         return None if answer["key"] is None else (answer["key"], int(answer["refusals"]))
 
+    def arrivals(self, key: str) -> int:
+        """How often this key has arrived, refusals and answers withheld included."""
+        return int(self.ask("arrivals", key=key)["arrivals"])
+
     def accept(self) -> None:
         """Refuse nothing any more; idempotent."""
         self.ask("accept")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from chaos.faults.add_relay import AddRelay
 from chaos.faults.drop_reply import DropReply
 from chaos.faults.drop_request import DropRequest
 from chaos.faults.drop_transaction import DropTransaction
@@ -13,9 +14,13 @@ from chaos.faults.duplicate_transaction import DuplicateTransaction
 from chaos.faults.fault import Fault, FaultError, ProcessFault, RequestFault, World, with_options
 from chaos.faults.kill_chain import KillChain
 from chaos.faults.kill_postgres import KillPostgres
+from chaos.faults.kill_relay import KillRelay
 from chaos.faults.kill_server import KillServer
 from chaos.faults.lag_chain import LagChain
+from chaos.faults.lose_rpc_reply import LoseRpcReply
+from chaos.faults.pause_relay import PauseRelay
 from chaos.faults.plant_drift import PlantDrift
+from chaos.faults.poison_event import PoisonEvent
 from chaos.faults.reorganise import Reorganise
 from chaos.faults.replace_transaction import ReplaceTransaction
 from chaos.faults.terminate_backend import TerminateBackend
@@ -23,6 +28,7 @@ from chaos.faults.terminate_backend import TerminateBackend
 __all__ = ["FAULTS", "Fault", "FaultError", "ProcessFault", "RequestFault", "World", "make_fault"]
 
 FAULTS: dict[str, type[Fault]] = {
+    "add_relay": AddRelay,
     "drop_reply": DropReply,
     "drop_request": DropRequest,
     "drop_transaction": DropTransaction,
@@ -31,9 +37,13 @@ FAULTS: dict[str, type[Fault]] = {
     "duplicate_transaction": DuplicateTransaction,
     "kill_chain": KillChain,
     "kill_postgres": KillPostgres,
+    "kill_relay": KillRelay,
     "kill_server": KillServer,
     "lag_chain": LagChain,
+    "lose_rpc_reply": LoseRpcReply,
+    "pause_relay": PauseRelay,
     "plant_drift": PlantDrift,
+    "poison_event": PoisonEvent,
     "reorganise": Reorganise,
     "replace_transaction": ReplaceTransaction,
     "terminate_backend": TerminateBackend,
