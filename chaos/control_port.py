@@ -53,6 +53,11 @@ class ControlPort(Generic[Known]):
     def __call__(self) -> Controller[Known]:
         return Controller(self)
 
+    @property
+    def deserted(self) -> bool:
+        """Whether there is no controller."""
+        return not self._controllers
+
     def tell(self, event: dict[str, Any]) -> None:
         """Send an event to all controllers."""
         for controller in self._controllers:

@@ -66,7 +66,7 @@ class Arrival:
 class Receiver:
     """What all connections share; `file` is a descriptor that only ever appends."""
 
-    def __init__(self, file: int, failed: asyncio.Event, *, held_s_max: float = HELD_S_MAX) -> None:
+    def __init__(self, file: int, failed: asyncio.Event, *, held_s_max: float) -> None:
         self.control = ControlPort(ReceiverCommand, obey=self._obey, abandoned=self.heal)
         self.failed = failed
         self.arrivals = 0

@@ -4,8 +4,8 @@ A hold is armed for the next single call of a method, in the order of arming whe
 
   armed -> forwarded (the node has the call) -> held (its reply is here) -> over
 
-It is over when it is delivered, dropped, cancelled or HELD_S_MAX old. A call that never got a reply leaves
-its hold armed for the next.
+It is over when it is delivered, dropped or cancelled; a reply that has been held too long is delivered. A
+call that never got a reply leaves its hold armed for the next.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from chaos.control_port import Refused
 from chaos.http_calls import Call
 from chaos.rpc_calls import Json, RpcCall
 
-HELD_S_MAX = 15.0
 ARMED_MAX = 1_000
 
 Kind = Literal["hold", "repeat"]
@@ -41,8 +40,9 @@ class Keep:
 class Holds:
     """All of them; `tell` gets an event for each call that was held or repeated."""
 
-    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, tell: Callable[[dict[str, Any]], None], *, held_s_max: float) -> None:
         self.expired = 0
+        self._held_s_max = held_s_max
         self._tell = tell
         self._last = 0
         self._open: dict[int, Keep] = {}
@@ -83,7 +83,7 @@ class Holds:
             call.answer(reply)
             return
         keep.call, keep.reply = call, reply
-        keep.timer = asyncio.get_running_loop().call_later(HELD_S_MAX, self._expire, keep)
+        keep.timer = asyncio.get_running_loop().call_later(self._held_s_max, self._expire, keep)
         self._report("held", keep, call, rpc, [body])
 
     def repeated(self, keep: Keep, call: Call, rpc: RpcCall, bodies: list[Json]) -> None:

@@ -31,12 +31,13 @@ from chaos.control_port import Answer, Command, ControlPort, Refused
 from chaos.http_calls import Call, CallConnection, json_reply
 from chaos.http_messages import Request, UpstreamLost
 from chaos.rpc_calls import Json, RpcCall, read_calls, read_reply
-from chaos.rpc_holds import HELD_S_MAX, Holds, Keep
+from chaos.rpc_holds import Holds, Keep
 from chaos.rpc_lag import TOUCHED, Lag
 from chaos.rpc_node import NodeConnection
 
 BACKLOG = 1_024
 LOOPBACK = frozenset({"127.0.0.1", "localhost"})
+HELD_S_MAX = 15.0
 METHODS_MAX = 200
 OTHER = "(other)"  # no JSON-RPC, or one method too many
 CALL_S_MAX = 60.0  # callers are less patient
@@ -54,11 +55,11 @@ class LineCommand(Command, frozen=True, kw_only=True):
 class RpcProxy:
     """What all connections share."""
 
-    def __init__(self, upstream: int) -> None:
+    def __init__(self, upstream: int, *, held_s_max: float) -> None:
         self.upstream = upstream
         self.callers: set[Caller] = set()
         self.control = ControlPort(LineCommand, obey=self._obey, abandoned=self.heal)
-        self.holds = Holds(self.control.tell)
+        self.holds = Holds(self.control.tell, held_s_max=held_s_max)
         self.lag = Lag()
         self.refused = 0  # callers whose node could not be reached
         self.lost = 0  # calls whose reply never came
@@ -160,7 +161,10 @@ class RpcProxy:
                 async with self._changed:
                     await self._changed.wait_for(lambda: self._under_way == 0)
                 node = await NodeConnection.connect(self.upstream)
-                return {"frozen_at": await self.lag.freeze(node.ask)}
+                number = await self.lag.freeze(node.ask)
+                if self.control.deserted:
+                    self.lag.thaw()  # who asked for it has gone meanwhile
+                return {"frozen_at": number}
         except (UpstreamLost, LookupError) as error:
             raise Refused(f"cannot freeze: {error}") from None
         except TimeoutError:
@@ -200,6 +204,8 @@ class Caller(CallConnection):
             self._close_node()
 
     def _node_found(self, connecting: asyncio.Task[NodeConnection]) -> None:
+        if connecting.cancelled():  # the proxy ends
+            return
         if connecting.exception() is not None:
             self._proxy.refused += 1
             self.reset()
@@ -215,7 +221,7 @@ class Caller(CallConnection):
             self.reset()
 
     def _close_node(self) -> None:
-        if self._node.done() and self._node.exception() is None:
+        if self._node.done() and not self._node.cancelled() and self._node.exception() is None:
             self._node.result().close()
 
     async def _pass(self, call: Call) -> None:
@@ -272,13 +278,13 @@ def _is_touched(calls: RpcCall | list[RpcCall]) -> bool:
     return any(call.method in TOUCHED for call in (calls if isinstance(calls, list) else [calls]))
 
 
-async def serve(listen: int, upstream: int, control: int) -> None:
+async def serve(listen: int, upstream: int, control: int, *, held_s_max: float) -> None:
     """Serve until SIGTERM or SIGINT; raises OSError when a port is taken."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    proxy = RpcProxy(upstream)
+    proxy = RpcProxy(upstream, held_s_max=held_s_max)
     listener = await loop.create_server(lambda: Caller(proxy), "127.0.0.1", listen, backlog=BACKLOG)
     controls = await loop.create_server(proxy.control, "127.0.0.1", control)
     await stop.wait()
@@ -305,13 +311,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--listen", type=int, required=True, help="port for the system")
     parser.add_argument("--upstream", required=True, metavar="URL", help="the node's JSON-RPC endpoint")
     parser.add_argument("--control", type=int, required=True, help="port for who breaks the line")
+    parser.add_argument("--held-s-max", type=float, default=HELD_S_MAX, help="default: %(default)s")
     chosen = parser.parse_args(arguments)
     try:
         upstream = port_of(chosen.upstream)
     except ValueError as error:
         parser.error(str(error))
     try:
-        uvloop.run(serve(chosen.listen, upstream, chosen.control))
+        uvloop.run(serve(chosen.listen, upstream, chosen.control, held_s_max=chosen.held_s_max))
     except OSError as error:
         print(f"rpc_proxy: {error}", file=sys.stderr)
         return 1
