@@ -8,10 +8,11 @@ from importlib import import_module
 
 COMMANDS = {
     "install": "install the schema and its roles into a database; print how to connect as JSON",
+    "deploy": "put the dollar and the vault on a development chain; print where they are as JSON",
     "serve": "serve the HTTP API until SIGTERM",
     "relay": "deliver the events of the outbox until SIGTERM",
     "watch": "book deposits and payments of the vault on the chain until SIGTERM",
-    "reconcile": "hold the books against the chain once; a drift is an alert or stops trading",
+    "reconcile": "hold the books against the chain; a drift is an alert or stops trading",
     "pause": "stop all money",
     "resume": "let money move again, as an administrator, after a clean reconciliation",
     "dead-letters": "list events that could not be delivered, or have them delivered again",

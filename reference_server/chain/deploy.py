@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from web3 import Web3
 from web3.types import TxParams
 
@@ -21,11 +23,24 @@ DEPLOY_GAS = 3_000_000
 CALL_GAS = 200_000
 
 
+class Deployment(NamedTuple):
+    """Where the contracts are, and the block from which on the vault can have events."""
+
+    addresses: Addresses
+    block: int
+
+
 def deploy(web3: Web3, owner_key: str) -> Addresses:
     """Deploy the dollar and the vault, owned and operated by this key's account; raises ChainError."""
+    return deploy_contracts(web3, owner_key).addresses
+
+
+def deploy_contracts(web3: Web3, owner_key: str) -> Deployment:
+    """As `deploy`; says the vault's block too."""
     owner = account_of(owner_key).address
-    usdc = _create(web3, owner_key, "USDC", owner)
-    return Addresses(usdc=usdc, vault=_create(web3, owner_key, "Vault", usdc, owner))
+    usdc, _ = _create(web3, owner_key, "USDC", owner)
+    vault, block = _create(web3, owner_key, "Vault", usdc, owner)
+    return Deployment(Addresses(usdc=usdc, vault=vault), block)
 
 
 def mint(web3: Web3, addresses: Addresses, owner_key: str, *, to: str, amount_micro: int) -> Mined:
@@ -39,13 +54,14 @@ def deposit(web3: Web3, addresses: Addresses, sender_key: str, *, user_id: str, 
     return _call(web3, sender_key, "Vault", addresses.vault, "deposit", user_id, amount_micro)
 
 
-def _create(web3: Web3, owner_key: str, name: str, *arguments: str) -> str:
+def _create(web3: Web3, owner_key: str, name: str, *arguments: str) -> tuple[str, int]:
+    """A contract's address and block."""
     compiled = load_contract(name)
     factory = web3.eth.contract(abi=compiled.abi, bytecode=compiled.bytecode)
     data = factory.constructor(*arguments).data_in_transaction
-    created = _succeed(web3, owner_key, {"data": data, "gas": DEPLOY_GAS}).contract
-    assert created is not None
-    return created
+    created = _succeed(web3, owner_key, {"data": data, "gas": DEPLOY_GAS})
+    assert created.contract is not None
+    return created.contract, created.block_number
 
 
 def _call(web3: Web3, key: str, name: str, address: str, function: str, *arguments: str | int) -> Mined:
