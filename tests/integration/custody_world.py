@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -215,6 +216,17 @@ class CustodyWorld:
         assert self.ask("SELECT count(*) FROM reconcile_all_balances() WHERE NOT reconciled") == 0
         books = self.ask("SELECT -balance FROM accounts WHERE kind = 'external_onchain'")
         assert books == client.custody_balance()
+        told = self.admin.execute(
+            "SELECT dedup_key FROM outbox_events WHERE event_type ~ '^(notice|alert)[.]'"
+        ).fetchall()
+        applied = [row["key"] for row in self.arrivals() if row["applied"]]
+        assert sorted(applied) == sorted(key for (key,) in told)
+
+    def arrivals(self, key: str | None = None) -> list[dict[str, Any]]:
+        """What the receiver has written down, of one key or of all."""
+        lines = (self.run / "deliveries.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [row for row in rows if key in (None, row["key"])]
 
     def client(self) -> CustodyClient:
         """The vault, asked past the line."""
