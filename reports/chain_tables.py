@@ -158,7 +158,8 @@ RULES = {
     "deliveries": """
     WHEN time_ns IS NULL OR status IS NULL OR applied IS NULL THEN
         'an arrival has time_ns, status and applied'
-    WHEN number IS DISTINCT FROM rowid + 1 THEN 'arrivals are numbered 1, 2, 3'
+    WHEN number IS NULL OR number < 1 OR count(*) OVER (PARTITION BY number) > 1 THEN
+        'every arrival has a number of its own, from 1 on'
     WHEN status NOT IN (200, 503, 0) THEN 'the status of an arrival is 200, 503 or 0'
     WHEN applied AND status = 503 THEN 'what was refused is not applied'
     WHEN applied AND key IS NOT NULL AND

@@ -218,7 +218,7 @@ BROKEN: dict[str, tuple[str, Edit, int, str]] = {
         "not what the word says",
     ),
     "an id of no withdrawal": (PAYMENTS, change(2, withdrawal_id=IDENTITY), 2, "not what the word says"),
-    "a lost number": (ARRIVALS, lambda rows: rows.pop(1), 2, "numbered 1, 2, 3"),
+    "a number twice": (ARRIVALS, change(2, number=1), 1, "a number of its own"),
     "an unknown status": (ARRIVALS, change(3, status=404), 3, "200, 503 or 0"),
     "nothing about the effect": (ARRIVALS, change(3, applied=None), 3, "time_ns, status and applied"),
     "an effect of what was refused": (ARRIVALS, change(1, applied=True), 1, "refused is not applied"),
