@@ -34,13 +34,14 @@ class Op:
         self.attempt = 0
         self.invoke_ns = 0
         self.answer: Row | None = None
+        self.known: Row = {}  # facts that the client knows whatever comes back
 
 
 class Actions:
     """Makes operations, which a recorder then invokes, executes and completes."""
 
-    def __init__(self) -> None:
-        self.books = Books()
+    def __init__(self, books: Books) -> None:
+        self.books = books
         self._operations = 0
 
     def _op(
@@ -132,13 +133,14 @@ class Actions:
         action: str = "buy_shares",
         key: str | None = None,
         shares: int = 10**14,
+        status: int = 422,
     ) -> Op:
         """A buy that the system refuses with this code."""
         request: Row = {"outcome": 0, "side": "buy", "shares_micro": shares}
         return self._op(
             user,
             action,
-            lambda _: (422, {"code": code}),
+            lambda _: (status, {"code": code}),
             endpoint="POST /api/trade",
             market=market,
             request=request,

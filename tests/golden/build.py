@@ -18,33 +18,40 @@ from tests.golden.recorder import MS, GoldenRun, S
 
 USERS = ("u1", "u2", "u3", "u4")
 HOT, WIDE, SHORT = 1, 2, 3
+HOUSE_FUNDS, USER_FUNDS = 1_000_000_000, 200_000_000
 
 
 def golden_run() -> GoldenRun:
     """The correct run."""
     run = GoldenRun()
-    _set_up(run)
+    set_up(run, USERS)
     run.wait_until(START_NS + 4 * S)
     run.event("load_started")
-    _trade_quietly(run)
-    _lose_a_reply(run)
-    _leave_unknowns(run)
-    _trade_at_once(run)
-    _close_a_market(run)
-    _finish(run)
+    trade_quietly(run)
+    lose_a_reply(run)
+    leave_unknowns(run)
+    trade_at_once(run)
+    close_a_market(run)
+    run.wait_until(START_NS + 24 * S)
+    run.observe()
+    run.event("load_stopped")
+    run.event("healed")
+    run.event("quiescent", active=0, prepared=0)
+    finish(run)
     return run
 
 
-def _set_up(run: GoldenRun) -> None:
-    run.do(run.fund(None, 1_000_000_000))
+def set_up(run: GoldenRun, users: tuple[str, ...]) -> None:
+    """The house's money, the markets, and users with theirs."""
+    run.do(run.fund(None, HOUSE_FUNDS))
     for outcomes in (2, 3, 2):
         run.do(run.create_market(outcomes))
-    for user in USERS:
+    for user in users:
         run.do(run.create_user(user))
-        run.do(run.fund(user, 200_000_000))
+        run.do(run.fund(user, USER_FUNDS))
 
 
-def _trade_quietly(run: GoldenRun) -> None:
+def trade_quietly(run: GoldenRun) -> None:
     """Seconds 0 to 4 of the load: buys, sells, limits, reads, a refusal, a reused key."""
     run.observe()
     first = run.do(run.buy("u1", HOT, 0, 5_000_000))
@@ -67,7 +74,7 @@ def _trade_quietly(run: GoldenRun) -> None:
     run.do(run.read_ledger("u2"))
 
 
-def _lose_a_reply(run: GoldenRun) -> None:
+def lose_a_reply(run: GoldenRun) -> None:
     """Seconds 5 to 6: a fault drops a reply; the client retries and gets the first answer again."""
     run.wait_until(START_NS + 9 * S)
     run.observe()
@@ -89,7 +96,7 @@ def _lose_a_reply(run: GoldenRun) -> None:
     run.do(run.buy("u1", HOT, 1, 1_200_000))
 
 
-def _leave_unknowns(run: GoldenRun) -> None:
+def leave_unknowns(run: GoldenRun) -> None:
     """While the service recovers, two operations never get an answer: one has its effect, one has none."""
     run.tick(S)
     run.observe()
@@ -102,7 +109,7 @@ def _leave_unknowns(run: GoldenRun) -> None:
     run.lose(lost, "reset")
 
 
-def _trade_at_once(run: GoldenRun) -> None:
+def trade_at_once(run: GoldenRun) -> None:
     """After the recovery: operations that overlap, and commit in another order than they began."""
     run.wait_until(START_NS + 14 * S)
     run.observe()
@@ -120,7 +127,7 @@ def _trade_at_once(run: GoldenRun) -> None:
     run.do(run.read_account("u2"))
 
 
-def _close_a_market(run: GoldenRun) -> None:
+def close_a_market(run: GoldenRun) -> None:
     """A market closes; who comes later is refused."""
     run.tick(S)
     run.observe()
@@ -131,12 +138,8 @@ def _close_a_market(run: GoldenRun) -> None:
     run.do(run.buy("u2", HOT, 0, 400_000))
 
 
-def _finish(run: GoldenRun) -> None:
-    run.wait_until(START_NS + 24 * S)
-    run.observe()
-    run.event("load_stopped")
-    run.event("healed")
-    run.event("quiescent", active=0, prepared=0)
+def finish(run: GoldenRun) -> None:
+    """The books are exported."""
     run.manifest = {
         "format": FORMAT,
         "snapshot": "00000003-0000001B-1",

@@ -223,7 +223,12 @@ class Books:
         return account_id
 
     def _transact(
-        self, kind: str, owner: str, key: str, market_id: int | None, moves: list[tuple[int, int]]
+        self,
+        kind: str,
+        owner: str | None,
+        key: str | None,
+        market_id: int | None,
+        moves: list[tuple[int, int]],
     ) -> Row:
         transaction: Row = {
             "transaction_id": len(self.views["transactions"]) + 1,

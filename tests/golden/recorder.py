@@ -10,7 +10,7 @@ from typing import Any
 from scenarios.history import FORMAT, digest
 from tests.golden.actions import FEE_BPS, Actions, B, Op
 from tests.golden.files import write_lines, write_views
-from tests.golden.market import EPOCH, START_NS, Row
+from tests.golden.market import EPOCH, START_NS, Books, Row
 
 __all__ = ["MS", "PLAN", "GoldenRun", "Op", "S", "entry_digest"]
 
@@ -47,8 +47,8 @@ def entry_digest(entry: Row) -> str:
 class GoldenRun(Actions):
     """The rows of a run directory while they are being written, and afterwards for breaking."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, books: Books | None = None, plan: Row = PLAN) -> None:
+        super().__init__(books or Books())
         self.history: list[Row] = []
         self.faults: list[Row] = []
         self.samples: list[Row] = []
@@ -58,7 +58,7 @@ class GoldenRun(Actions):
             "format": FORMAT,
             "run": "golden",
             "seed": 7,
-            "plan": json.loads(json.dumps(PLAN)),
+            "plan": json.loads(json.dumps(plan)),
             "target": {"kind": "golden"},
             "versions": {},
             "machine": {},
@@ -122,7 +122,8 @@ class GoldenRun(Actions):
 
     def lose(self, op: Op, error: str = "timeout") -> None:
         """The client gets no answer."""
-        self.history.append(self._completion(op, "info") | {"error": error})
+        row = self._completion(op, "info") | {"error": error}
+        self.history.append(row | {"facts": op.known} if op.known else row)
 
     def do(self, op: Op) -> Op:
         """A whole operation of one attempt."""
@@ -147,8 +148,10 @@ class GoldenRun(Actions):
     def event(self, event: str, **more: Any) -> None:
         self.events.append({"time_ns": self.tick(), "event": event} | more)
 
-    def fault(self, state: str, **evidence: Any) -> None:
-        row: Row = {"time_ns": self.tick(), "fault_id": "f001", "fault": "drop_reply", "state": state}
+    def fault(
+        self, state: str, *, fault_id: str = "f001", fault: str = "drop_reply", **evidence: Any
+    ) -> None:
+        row: Row = {"time_ns": self.tick(), "fault_id": fault_id, "fault": fault, "state": state}
         self.faults.append(row | ({"evidence": evidence} if evidence else {}))
 
     def observe(self) -> None:
@@ -164,15 +167,22 @@ class GoldenRun(Actions):
         counts = {"every_transaction_balances": len(self.books.views["transactions"])}
         counts |= {"money_is_conserved": len(self.books.views["accounts"])}
         counts |= {"balances_equal_entries": len(self.books.views["accounts"])}
+        results: Row = {name: {"examined": count, "violations": 0} for name, count in counts.items()}
+        if wrong := self.wrong_accounts():
+            results["balances_equal_entries"] |= {"violations": len(wrong), "witness": wrong}
         self.probes.append(
             {
                 "time_ns": self.now_ns,
                 "snapshot": f"{len(self.probes) + 1}:1:",
                 "took_ms": 3.5,
-                "results": {name: {"examined": count, "violations": 0} for name, count in counts.items()},
+                "results": results,
                 "entries": [[entry["entry_id"], entry_digest(entry)] for entry in entries[-5:]],
             }
         )
+
+    def wrong_accounts(self) -> list[Row]:
+        """What a reading of the balances would find now."""
+        return []
 
     # -- for breaking -------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
-"""The golden run is a whole run directory in which every invariant holds; so is a synthetic one."""
+"""The golden runs are whole run directories in which every invariant holds; so is a synthetic one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -48,7 +48,11 @@ def test_an_invariant_has_a_golden_run_that_breaks_it(known: Invariant) -> None:
     assert any(f'"{known.name}"' in text or f"{known.name}(" in text for text in texts)
 
 
-def test_every_row_of_the_golden_run_is_one_that_a_writer_writes(run: Path) -> None:
+@pytest.mark.parametrize(("write", "faults"), [(golden.run, 4), (golden.money_run, 28)])
+def test_every_row_of_a_golden_run_is_one_that_a_writer_writes(
+    write: Callable[[Path], Path], faults: int, tmp_path: Path
+) -> None:
+    run = write(tmp_path)
     kinds: dict[str, type[msgspec.Struct]] = {"header": Header, "invoke": Invoke, "end": End}
     for line in (run / "history" / "load-0.jsonl").read_text().splitlines():
         kind = line.split('"type":"')[1].split('"')[0]
@@ -56,18 +60,19 @@ def test_every_row_of_the_golden_run_is_one_that_a_writer_writes(run: Path) -> N
         single.write_text(line + "\n")
         assert len(list(read_rows(single, kinds.get(kind, Completion)))) == 1
     single.unlink()
-    assert len(list(read_rows(run / "faults.jsonl", FaultRow))) == 4
+    assert len(list(read_rows(run / "faults.jsonl", FaultRow))) == faults
     assert len(list(read_rows(run / "samples.jsonl", Sample))) > 5
     assert len(list(read_rows(run / "probes.jsonl", Probe))) > 5
     assert read_run_plan(run).run == "golden"
 
 
-def test_the_golden_run_is_the_same_every_time(run: Path, tmp_path: Path) -> None:
-    again = golden.run(tmp_path)
-    for path in sorted(run.rglob("*.jsonl")):
-        assert (again / path.relative_to(run)).read_bytes() == path.read_bytes()
+@pytest.mark.parametrize("write", [golden.run, golden.money_run])
+def test_a_golden_run_is_the_same_every_time(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    once, again = write(tmp_path / "once"), write(tmp_path / "again")
+    for path in sorted(once.rglob("*.json*")):
+        assert (again / path.relative_to(once)).read_bytes() == path.read_bytes()
     with duckdb.connect() as db:
-        for path in sorted((run / "state").glob("*.parquet")):
+        for path in sorted((once / "state").glob("*.parquet")):
             other = again / "state" / path.name
             different = db.execute(
                 f"SELECT count(*) FROM (FROM '{path}' EXCEPT ALL FROM '{other}')"
@@ -75,14 +80,40 @@ def test_the_golden_run_is_the_same_every_time(run: Path, tmp_path: Path) -> Non
             assert different == (0,)
 
 
-def test_money_in_the_golden_market_only_moves() -> None:
-    books = golden.golden_run().books
+@pytest.mark.parametrize("make", [golden.golden_run, golden.golden_money_run])
+def test_money_in_a_golden_market_only_moves(make: Callable[[], golden.GoldenRun]) -> None:
+    books = make().books
 
     assert sum(row["balance_micro"] for row in books.views["accounts"]) == 0
     assert all(
         market["pool_micro"] == exact_cost(market["quantities"], market["b_micro"])
         for market in books.views["markets"]
     )
+
+
+def test_the_vault_of_the_golden_run_holds_what_its_books_say() -> None:
+    run = golden.golden_money_run()
+    outside = run.books.account("external_onchain")["balance_micro"]
+
+    assert run.chain.custody_micro(run.chain.head.number) == -outside
+    assert run.books.outbox.next_event() is None
+    assert {row["status"] for row in run.rows("outbox_events")} == {"delivered"}
+    assert run.rows("reconciliations")[-1]["verdict"] == "clean"
+
+
+def test_the_golden_story_of_money_has_every_chapter() -> None:
+    run = golden.golden_money_run()
+    kinds = {row["kind"] for row in run.rows("transactions")}
+
+    assert kinds >= {"deposit", "reverse_deposit", "settle_receivable", "withdraw", "withdraw_final"}
+    assert kinds >= {"undo_withdraw", "return_withdraw"}
+    assert [row["status"] for row in run.rows("withdrawals")] == ["final", "returned", *["final"] * 4]
+    assert {row["status"] for row in run.rows("deposits")} == {"credited", "suspended", "reversed"}
+    assert [row["owed_micro"] for row in run.rows("receivables")] == [0]
+    assert {row["status"] for row in run.receiver.deliveries} == {200, 503, 0}
+    assert [row["paused"] for row in run.rows("platform_changes")] == [True, False, True, False]
+    dead = run.event_row("notice.deposit_credited", "u4")
+    assert (dead["status"], dead["attempts"], dead["lease_token"]) == ("delivered", 1, 5)
 
 
 def test_the_most_shares_for_an_amount_are_the_most() -> None:
