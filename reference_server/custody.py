@@ -67,6 +67,9 @@ def ask_custody(vault: Vault, view: View | None) -> Custody:
         found = client.block(view.number)
     except ChainError as error:
         return Custody(None, None, f"the node: {error}")
+    except (AttributeError, KeyError, TypeError) as error:
+        # what web3 raises on an answer that is none; it must not end as an exit code that says "alert"
+        return Custody(None, None, f"the node answers nonsense: {type(error).__name__}: {error}")
     if found is None or found.hash != view.hash:
         return Custody(None, view.number, f"the node and the books see different blocks {view.number}")
     return Custody(micro, view.number, None, view)

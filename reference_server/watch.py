@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
-import threading
 
 import psycopg
+
+from reference_server.ending import Ending
 
 log = logging.getLogger("reference_server.watch")
 
@@ -45,14 +45,12 @@ def run(options: argparse.Namespace) -> int:
     if trouble := what_is_wrong(options):
         print(f"watch: {trouble}", file=sys.stderr)
         return 2
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+    ending = Ending()
     # after the signals: web3 takes a second to import
     from reference_server.watcher import WatchError
 
     try:
-        watch(options, stopped)
+        watch(options, ending)
     except WatchError as error:
         print(f"watch: {error}", file=sys.stderr)
         return 2
@@ -70,8 +68,8 @@ def what_is_wrong(options: argparse.Namespace) -> str | None:
     return None
 
 
-def watch(options: argparse.Namespace, stopped: threading.Event) -> None:
-    """Step until stopped; raises WatchError."""
+def watch(options: argparse.Namespace, ending: Ending) -> None:
+    """Step until the end is asked for; raises WatchError."""
     from reference_server.chain.client import Addresses, CustodyClient
     from reference_server.chain.connection import ChainError, connect
     from reference_server.watch_books import WatchBooks
@@ -79,7 +77,7 @@ def watch(options: argparse.Namespace, stopped: threading.Event) -> None:
 
     books = WatchBooks(options.dsn)
     watcher: Watcher | None = None
-    while not stopped.is_set():
+    while not ending.asked:
         more = False
         try:
             if watcher is None:
@@ -104,6 +102,6 @@ def watch(options: argparse.Namespace, stopped: threading.Event) -> None:
             log.warning("the database: %s", str(error).strip())
             books.disconnect()
         if not more:
-            stopped.wait(options.poll_s)
+            ending.wait(options.poll_s)
     books.disconnect()
     log.info("ended")

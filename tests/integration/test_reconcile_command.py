@@ -64,6 +64,11 @@ def given(micro: int, block: int) -> tuple[str, ...]:
     return ("--custody-micro", str(micro), "--block", str(block))
 
 
+def asked() -> tuple[str, ...]:
+    """A node that nobody asks."""
+    return ("--rpc", "http://127.0.0.1:1", "--vault", "0x" + "1" * 40, "--usdc", "0x" + "2" * 40)
+
+
 def test_the_exit_code_is_the_verdict_and_the_output_the_run(desk: Desk, chain: Chain) -> None:
     custody = chain.custody_micro()
     expected = [
@@ -101,6 +106,8 @@ def test_books_that_do_not_answer_are_inconclusive(desk: Desk) -> None:
         ["--rpc", "http://127.0.0.1:1"],
         [*given(0, 1), "--rpc", "http://127.0.0.1:1", "--vault", "0x0", "--usdc", "0x0"],
         [*given(0, 1), "--dsn", "not a dsn"],
+        [*given(0, 1), "--every", "1"],
+        *([*asked(), "--every", seconds] for seconds in ("0.09", "86401", "nan", "-1", "often")),
     ],
 )
 def test_a_command_that_says_nothing_or_too_much_is_usage(
