@@ -63,7 +63,7 @@ class Frozen(NamedTuple):
 class Plan(NamedTuple):
     """What to ask the node, or the answer without it.
 
-    `block_hash` names a block that must not be newer than the head; if it is, the answer is `absent`.
+    `block_hash` names a block that must be there and not newer than the head, or the answer is `absent`.
     """
 
     params: list[Any]
@@ -107,8 +107,9 @@ class Lag:
         changed = planned.params != call.params
         found = planned.answer
         if found is None and planned.block_hash is not None:
-            block = (await ask("eth_getBlockByHash", [planned.block_hash, False])).get("result")
-            found = planned.absent if is_newer(block, "number", frozen) else None
+            looked = await ask("eth_getBlockByHash", [planned.block_hash, False])
+            if "result" in looked and is_absent(looked["result"], frozen):
+                found = planned.absent
         if found is not None:
             changed = True
         else:
@@ -141,7 +142,8 @@ def plan(method: str, params: list[Any], frozen: Frozen) -> Plan:
 def _plan_block(params: list[Any], at: int, frozen: Frozen, *, reads_block: bool) -> Plan:
     asked = params[at]
     if isinstance(asked, dict) and isinstance(asked.get("blockHash"), str):
-        return Plan(params, block_hash=asked["blockHash"], absent=NOTHING if reads_block else UNKNOWN_BLOCK)
+        absent = NOTHING if reads_block else _out_of_range(asked, frozen)
+        return Plan(params, block_hash=asked["blockHash"], absent=absent)
     if reads_block and _is_hash(asked):
         return Plan(params, block_hash=asked)
     name = asked.get("blockNumber", "latest") if isinstance(asked, dict) else asked
@@ -151,8 +153,13 @@ def _plan_block(params: list[Any], at: int, frozen: Frozen, *, reads_block: bool
     number = as_number(name)
     if number is None or number <= frozen.number:
         return Plan(params)
-    message = f"BlockOutOfRangeError: block height is {frozen.number} but requested was {number}"
-    return Plan(params, NOTHING if reads_block else {"error": {"code": -32_602, "message": message}})
+    return Plan(params, NOTHING if reads_block else _out_of_range(asked, frozen))
+
+
+def _out_of_range(asked: Any, frozen: Frozen) -> Json:
+    """The error of a node that has no such block, in the words of anvil and the embedded chain."""
+    message = f"BlockOutOfRangeError: block height is {frozen.number} but requested was {asked}"
+    return {"error": {"code": -32_602, "message": message}}
 
 
 def _plan_logs(params: list[Any], frozen: Frozen) -> Plan:
@@ -184,7 +191,7 @@ def revise(method: str, result: Any, frozen: Frozen) -> Any:
     if method == "eth_blockNumber":
         return hex(frozen.number)
     if method == "eth_getBlockByHash":
-        return None if is_newer(result, "number", frozen) else result
+        return None if is_absent(result, frozen) else result
     if method == "eth_getFilterLogs" and isinstance(result, list):
         return [each for each in result if not is_newer(each, "blockNumber", frozen)]
     if not is_newer(result, "blockNumber", frozen):
@@ -195,6 +202,11 @@ def revise(method: str, result: Any, frozen: Frozen) -> Any:
             waiting["gasPrice"] = waiting["maxFeePerGas"]  # what it paid in the end is not known yet
         return waiting
     return None if method in REVISED else result
+
+
+def is_absent(block: Any, frozen: Frozen) -> bool:
+    """Whether a block is none that the node has, standing where it stands."""
+    return block is None or is_newer(block, "number", frozen)
 
 
 def is_newer(found: Any, member: str, frozen: Frozen) -> bool:
