@@ -123,6 +123,12 @@ class EthMethods:
         waiting = self._node.pool.get(hash32(transaction_hash))
         return render_transaction(waiting) if waiting else None
 
+    def eth_getRawTransactionByHash(self, transaction_hash: Any) -> str | None:
+        if mined := self._chain.mined(hash32(transaction_hash)):
+            return hexadecimal(mined[1].transaction.raw)
+        waiting = self._node.pool.get(hash32(transaction_hash))
+        return hexadecimal(waiting.raw) if waiting else None
+
     def eth_getTransactionReceipt(self, transaction_hash: Any) -> Json | None:
         mined = self._chain.mined(hash32(transaction_hash))
         return render_receipt(*mined) if mined else None

@@ -64,7 +64,9 @@ def test_a_sender_without_money_is_refused(desk: ChainDesk) -> None:
 
 def test_a_used_nonce_is_refused(desk: ChainDesk) -> None:
     raw = desk.signed(desk.accounts[0])
-    desk.mined(desk.web3.eth.send_raw_transaction(raw))
+    sent = desk.web3.eth.send_raw_transaction(raw)
+    desk.mined(sent)
+    assert desk.web3.eth.get_raw_transaction(sent) == raw
     with pytest.raises(Exception, match="nonce too low"):
         desk.web3.eth.send_raw_transaction(raw)
     with pytest.raises(Exception, match="nonce too low"):
@@ -103,6 +105,7 @@ def test_nothing_is_mined_until_asked_when_automine_is_off(manual: ChainDesk) ->
     assert manual.receipt(hashes[0]) is None
     assert manual.nonce(sender) == 0
     assert manual.nonce(sender, "pending") == 3
+    assert all(manual.web3.eth.get_raw_transaction(each)[0] == 2 for each in hashes)
     manual.rpc("evm_mine")
     assert [manual.mined(each)["transactionIndex"] for each in hashes] == [0, 1, 2]
 
@@ -325,6 +328,7 @@ def test_what_is_not_there_is_null_and_what_makes_no_sense_an_error(desk: ChainD
     assert desk.rpc("eth_getBlockByNumber", hex(10**6), False) is None
     assert desk.rpc("eth_getBlockByHash", nothing, False) is None
     assert desk.rpc("eth_getTransactionByHash", nothing) is None
+    assert desk.rpc("eth_getRawTransactionByHash", nothing) is None
     assert desk.rpc("eth_getTransactionReceipt", nothing) is None
     for method, *parameters in (
         ("eth_nothing",),
