@@ -1,7 +1,8 @@
 """The table `operation_phases`: whether an operation met a fault, its aftermath, or neither.
 
 An operation lives from its intended start to its answer. It belongs to `fault` when its life overlaps a fault
-window, to `recovery` when it overlaps the seconds after a heal that the plan grants, else to `steady`.
+window, to `recovery` when it overlaps the seconds after a heal that the plan grants, else to `steady`. Only
+windows of faults that traders may feel count: a relay that is killed is no excuse for a slow trade.
 
 Windows overlap freely, so they are merged first, into `fault_spans` and `recovery_spans`; then one AS OF join
 finds the last span that began before a life ended, and the two overlap exactly when that span ended after the
@@ -14,9 +15,9 @@ import duckdb
 
 FOREVER_NS = 2**62
 
-FAULT_WINDOWS = f"SELECT from_ns, coalesce(to_ns, {FOREVER_NS}) AS to_ns FROM fault_windows"
+FAULT_WINDOWS = f"SELECT from_ns, coalesce(to_ns, {FOREVER_NS}) AS to_ns FROM fault_windows WHERE felt"
 RECOVERY_WINDOWS = """
-SELECT to_ns AS from_ns, to_ns + {recovery_ns} AS to_ns FROM fault_windows WHERE to_ns IS NOT NULL
+SELECT to_ns AS from_ns, to_ns + {recovery_ns} AS to_ns FROM fault_windows WHERE felt AND to_ns IS NOT NULL
 """
 
 # A window begins a new span when it starts after all before it have ended.

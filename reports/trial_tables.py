@@ -71,9 +71,13 @@ FILES: dict[str, tuple[dict[str, str], type[msgspec.Struct]]] = {
 
 # A fault is in effect from the moment it was armed, which is at most its trigger early, until it was healed;
 # one that was only planned, or was given up before it was armed, never was. Null: it was never healed.
+# `felt`: traders may feel it. What hits relay, chain, the line between them or the world behind them excuses
+# nothing.
 FAULT_WINDOWS = """
 CREATE TABLE fault_windows AS
-SELECT fault_id, any_value(fault) AS fault, min(time_ns) FILTER (state IN ('armed', 'landed')) AS from_ns,
+SELECT fault_id, any_value(fault) AS fault,
+       coalesce(any_value(target), '') NOT IN ('relay', 'chain', 'line', 'receiver') AS felt,
+       min(time_ns) FILTER (state IN ('armed', 'landed')) AS from_ns,
        max(time_ns) FILTER (state IN ('healed', 'failed')) AS to_ns
 FROM faults GROUP BY fault_id HAVING from_ns IS NOT NULL ORDER BY from_ns, fault_id
 """

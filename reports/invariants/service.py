@@ -9,6 +9,10 @@ from reports.breaches import finding
 from reports.evidence import Evidence
 from reports.invariants.registry import Finding, invariant
 from reports.phases import FOREVER_NS
+from scenarios.history import ONCHAIN_ACTIONS
+
+# What is asked of the chain's node is not asked of the service.
+OF_THE_SERVICE = f"NOT list_contains({sorted(ONCHAIN_ACTIONS)}, action)"
 
 
 @invariant(group="service", unit="heals and the load's start", needs_state=False)
@@ -25,13 +29,14 @@ def the_service_recovers(evidence: Evidence) -> Finding:
             UNION ALL
             SELECT NULL, 'the start of the load', {evidence.load_started_ns}
         ),
-        oks AS (SELECT complete_ns FROM attempts WHERE type = 'ok'),
-        asked AS (SELECT invoke_ns FROM attempts),
+        oks AS (SELECT complete_ns FROM attempts WHERE type = 'ok' AND {OF_THE_SERVICE}),
+        asked AS (SELECT invoke_ns FROM attempts WHERE {OF_THE_SERVICE}),
         found AS (
             SELECT m.*, o.complete_ns - m.at_ns AS served_ns, a.invoke_ns - m.at_ns AS asked_ns,
                 EXISTS (
                     SELECT 1 FROM fault_windows AS w
-                    WHERE w.fault_id IS DISTINCT FROM m.fault_id AND w.from_ns <= m.at_ns + {recovery_ns}
+                    WHERE w.felt AND w.fault_id IS DISTINCT FROM m.fault_id
+                        AND w.from_ns <= m.at_ns + {recovery_ns}
                         AND coalesce(w.to_ns, {FOREVER_NS}) > m.at_ns
                 ) AS broken_again
             FROM moments AS m
@@ -62,15 +67,18 @@ def errors_stay_inside_fault_windows(evidence: Evidence) -> Finding:
     them, and replies that were too late for their client's patience: both are slowness, which the thresholds
     count in full (and who never gets an answer is for every_key_reaches_an_answer). Nor is
     `idempotency_key_in_progress`, which only says that an earlier attempt is not over, nor an attempt that
-    the load itself cut short when it was stopped.
+    the load itself cut short when it was stopped. A deposit is asked of the chain's node, not of the service.
+
+    Only a fault that traders may feel is an excuse: not one of a relay, the chain, or the line between them.
     """
     return finding(
         evidence,
-        examined="SELECT count(*) FROM attempts WHERE complete_ns IS NOT NULL",
-        breaches="""
+        examined=f"SELECT count(*) FROM attempts WHERE complete_ns IS NOT NULL AND {OF_THE_SERVICE}",
+        breaches=f"""
             WITH errors AS (
                 SELECT * FROM attempts
-                WHERE complete_ns IS NOT NULL AND coalesce(error, '') NOT IN ('stopped', 'timeout')
+                WHERE complete_ns IS NOT NULL AND {OF_THE_SERVICE}
+                    AND coalesce(error, '') NOT IN ('stopped', 'timeout')
                     AND ((type = 'info' AND code IS DISTINCT FROM 'idempotency_key_in_progress')
                         OR (type = 'fail' AND status IS NULL))
             )

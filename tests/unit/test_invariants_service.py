@@ -145,3 +145,11 @@ def test_a_declared_refusal_and_an_attempt_cut_short_or_given_up_are_no_errors(t
         del run.history[-1]["error"]
         run.history[-1] |= seen
     assert broken(findings(run, tmp_path)) == []
+
+
+def test_a_fault_of_the_relay_excuses_no_error_of_the_service(tmp_path: Path) -> None:
+    run = golden_run()
+    for row in run.faults:
+        row["target"] = "relay"
+    found = findings(run, tmp_path)
+    assert broken(found) == ["errors_stay_inside_fault_windows"]

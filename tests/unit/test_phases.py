@@ -21,21 +21,25 @@ Window = tuple[int, int | None]
 
 
 def phases(
-    lives: list[tuple[int, int]], windows: list[Window], *, recovery_ns: int = 10 * 10**9
+    lives: list[tuple[int, int]],
+    windows: list[Window],
+    *,
+    recovery_ns: int = 10 * 10**9,
+    felt: bool = True,
 ) -> list[str]:
     """What the table says of each life, an (intended, answer) pair."""
     with duckdb.connect() as db:
         db.execute("CREATE TABLE operations (operation VARCHAR, intended_ns BIGINT, answer_ns BIGINT)")
         db.execute(
-            "CREATE TABLE fault_windows (fault_id VARCHAR, fault VARCHAR, from_ns BIGINT, to_ns BIGINT)"
+            "CREATE TABLE fault_windows (fault_id VARCHAR, felt BOOLEAN, from_ns BIGINT, to_ns BIGINT)"
         )
         db.executemany(
             "INSERT INTO operations VALUES (?, ?, ?)", [(str(n), *life) for n, life in enumerate(lives)]
         )
         if windows:
             db.executemany(
-                "INSERT INTO fault_windows VALUES (?, 'f', ?, ?)",
-                [(str(n), *window) for n, window in enumerate(windows)],
+                "INSERT INTO fault_windows VALUES (?, ?, ?, ?)",
+                [(str(n), felt, *window) for n, window in enumerate(windows)],
             )
         make_operation_phases(db, recovery_s=recovery_ns / 1e9)
         found = dict(db.execute("SELECT operation, phase FROM operation_phases").fetchall())
@@ -54,6 +58,12 @@ def one_by_one(life: tuple[int, int], windows: list[Window], recovery_ns: int) -
 
 def test_without_faults_everything_is_steady() -> None:
     assert phases([(0, 5), (7, 9)], []) == ["steady", "steady"]
+
+
+def test_a_fault_that_nobody_feels_excuses_nothing() -> None:
+    lives, windows = [(0, 5), (7, 9)], [(4, 8)]
+    assert phases(lives, list(windows)) == ["fault", "fault"]
+    assert phases(lives, list(windows), felt=False) == ["steady", "steady"]
 
 
 def test_a_life_that_touches_a_window_met_the_fault() -> None:
