@@ -146,6 +146,24 @@ def test_a_killed_child_starts_again_and_keeps_its_log(supervisor: Supervisor) -
     assert child.pid != before
 
 
+def test_a_paused_child_stands_still_with_all_it_has_and_the_undo_knows(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    parent = supervisor.spawn("parent", [sys.executable, "-c", PARENT, str(tmp_path / "pid")])
+    family = [identified(parent.pid), grandchild_of(tmp_path / "pid")]
+    for _ in range(2):  # paused twice, it is resumed once
+        assert parent.pause() == family
+    assert [psutil.Process(process.pid).status() for process in family] == [psutil.STATUS_STOPPED] * 2
+    resumes = [entry for entry in read_undo(supervisor.undo.path) if entry.kind == "resume"]
+    assert {one["pid"] for entry in resumes for one in entry.what["processes"]} == {one.pid for one in family}
+    parent.resume()
+    assert psutil.STATUS_STOPPED not in [psutil.Process(process.pid).status() for process in family]
+    assert "resume" not in [entry.kind for entry in read_undo(supervisor.undo.path)]
+    parent.kill()
+    with pytest.raises(SupervisorError, match="cannot be paused"):
+        parent.pause()
+
+
 def test_a_name_is_taken_only_while_its_child_lives(supervisor: Supervisor) -> None:
     first = supervisor.spawn("server", IDLE)
     with pytest.raises(SupervisorError, match=f"runs already, as process {first.pid}"):
