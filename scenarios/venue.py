@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 from faker import Faker
@@ -30,6 +30,9 @@ CONCURRENT_SETUPS = 8
 USER_TRIES_MAX = 5
 LINK_TRIES_MAX = 5
 SUBSIDY_MARGIN = 2
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -100,16 +103,29 @@ def open_accounts(
         finally:
             client.close()
 
-    opened: list[Account] = []
-    for accounts in Pool(CONCURRENT_SETUPS).imap(work, range(len(lanes))):
-        opened += accounts
-    return sorted(opened)
+    return sorted(account for accounts in _side_by_side(work, range(len(lanes))) for account in accounts)
 
 
 def link_wallets(links: list[tuple[Client, Wallet]]) -> None:
     """Have each user say, with a signature, which wallet is theirs; several at a time. Raises SetupError."""
-    for _ in Pool(CONCURRENT_SETUPS).imap_unordered(lambda link: _link_wallet(*link), links):
-        pass
+    _side_by_side(lambda link: _link_wallet(*link), links)
+
+
+def _side_by_side(work: Callable[[Item], Done], items: Iterable[Item]) -> list[Done]:
+    """The results of some work, several at a time; raises the first SetupError once all have ended."""
+
+    def guarded(item: Item) -> Done | SetupError:
+        try:
+            return work(item)
+        except SetupError as error:
+            return error  # as a value: gevent would print a traceback
+
+    done: list[Done] = []
+    for result in Pool(CONCURRENT_SETUPS).map(guarded, items):
+        if isinstance(result, SetupError):
+            raise result
+        done.append(result)
+    return done
 
 
 def _link_wallet(client: Client, wallet: Wallet) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from scenarios.client import Client, Patience, Recorder
-from scenarios.history import HistoryWriter, digest
+from scenarios.history import Facts, HistoryWriter, digest
 from scenarios.intents import Intent, trade
 from scenarios.live import Live
 from scenarios.wire import resolve
 
 BUY = trade("buy_shares", 1, 0, "buy", shares_micro=1_000_000)
 READ = Intent("read_account", "GET", "/api/account", keyed=False)
+DEPOSIT = Intent("deposit", "POST", "/", b'{"id":1}', keyed=False, tx_hash="0xab")
 NEW_USER = Intent("create_user", "POST", "/api/users", b'{"name":"A"}', keyed=False, repeatable=False)
 
 
@@ -72,6 +73,36 @@ def test_a_get_has_no_body(client: Client) -> None:
     assert request.startswith(b"GET /api/account HTTP/1.1\r\n")
     assert request.endswith(b"\r\n\r\n")
     assert b"Content-" not in request
+
+
+@pytest.fixture
+def depositor(tmp_path: Path) -> Iterator[Client]:
+    """A client that knows of a chain's node."""
+    history = HistoryWriter(tmp_path, "w0")
+    node = resolve("http://127.0.0.1:8545")
+    recorder = Recorder(
+        history, Live(), resolve("http://127.0.0.1:8080"), Patience(1.0, 1.0), "tag", node=node
+    )
+    yield Client(recorder, process="w0-5", user="u5", token="secret", seed="7/5/backoff")
+    history.close()
+
+
+def test_a_deposit_goes_to_the_node_without_key_and_token(depositor: Client) -> None:
+    operation = depositor.operation(DEPOSIT)
+    head, _, body = operation.request_bytes.partition(b"\r\n\r\n")
+    assert body == DEPOSIT.body
+    assert head.startswith(b"POST / HTTP/1.1\r\nHost: 127.0.0.1:8545\r\n")
+    assert b"secret" not in head
+    assert b"Idempotency-Key" not in head
+    assert (operation.key, operation.facts) == (None, Facts(tx_hash="0xab"))
+    assert operation.request_hash == digest(b"POST /\n" + DEPOSIT.body)
+
+
+def test_what_else_is_asked_goes_to_the_target(depositor: Client) -> None:
+    for intent in (BUY, READ, NEW_USER):
+        operation = depositor.operation(intent)
+        assert b"Host: 127.0.0.1:8080\r\n" in operation.request_bytes
+        assert operation.facts is None
 
 
 def test_the_request_hash_names_method_path_and_body(client: Client) -> None:

@@ -197,6 +197,71 @@ def test_a_reused_key_comes_with_another_request() -> None:
         assert other.body != first.body
 
 
+def depositor(seed: str = "7/0/trades") -> Trader:
+    """A trader of money_in_out."""
+    return trader(seed, mix=MIX | {"deposit": 1.0, "withdraw": 1.0, "read_withdrawal": 1.0})
+
+
+def withdrew(mind: Trader, withdrawal_id: str, *, balance_micro: int = 900 * MICRO) -> Intent:
+    """A withdrawal that was accepted."""
+    intent = mind.withdraw()
+    mind.learn(intent, Facts(withdrawal_id=withdrawal_id, balance_micro=balance_micro), None)
+    return intent
+
+
+def test_a_withdrawal_is_within_the_balance_but_for_a_few() -> None:
+    mind = depositor()
+    over = 0
+    for _ in range(2_000):
+        intent = mind.withdraw()
+        assert intent.request is not None
+        amount = intent.request.amount_micro or 0
+        assert (intent.action, intent.reading, intent.keyed) == ("withdraw", "withdraw", True)
+        assert (intent.path, msgspec.json.decode(intent.body)) == ("/api/withdrawals", {"amount": amount})
+        over += amount > mind.balance_micro
+        assert amount > mind.balance_micro or MICRO // 2 <= amount <= 20 * MICRO
+    assert 0 < over < 100
+
+
+def test_a_deposit_is_of_one_to_fifty_dollars() -> None:
+    amounts = [depositor(str(seed)).deposit_micro() for seed in range(500)]
+    assert MICRO <= min(amounts) < 2 * MICRO
+    assert 30 * MICRO < max(amounts) <= 50 * MICRO
+
+
+def test_a_withdrawal_changes_the_balance() -> None:
+    mind = depositor()
+    withdrew(mind, "w1", balance_micro=123)
+    assert mind.balance_micro == 123
+
+
+def test_one_of_the_last_withdrawals_is_looked_at() -> None:
+    mind = depositor()
+    assert mind.read_withdrawal().action == "read_account"
+    for number in range(15):
+        withdrew(mind, f"w{number}")
+    looked = {mind.read_withdrawal() for _ in range(300)}
+    assert {intent.path for intent in looked} == {f"/api/withdrawals/w{number}" for number in range(5, 15)}
+    assert {(intent.action, intent.reading, intent.keyed) for intent in looked} == {
+        ("read_withdrawal", "read_withdrawal", False)
+    }
+
+
+def test_a_key_of_a_withdrawal_is_reused_by_withdrawals_and_trades() -> None:
+    mind = depositor()
+    for first, rarer in ((mind.withdraw(), "sell or buy"), (mind.buy_shares(), "withdraw")):
+        others = [mind.reuse(first) for _ in range(400)]
+        assert {other.action for other in others} == {"reuse_key"}
+        assert all(other.body != first.body for other in others)
+        counts = Counter("withdraw" if other.reading == "withdraw" else "sell or buy" for other in others)
+        assert 80 < counts[rarer] < 160
+
+
+def test_who_never_withdraws_reuses_keys_for_trades_only() -> None:
+    mind = trader()
+    assert {mind.reuse(mind.buy_shares()).path for _ in range(200)} == {"/api/trade"}
+
+
 def test_a_closed_side_market_is_named_in_the_history() -> None:
     assert trader().buy_on_side(closed=True).action == "buy_closed"
     open_buy = trader().buy_on_side(closed=False)
