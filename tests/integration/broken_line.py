@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -11,11 +12,16 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import httpx
+import pytest
+from web3.types import Wei
 
+from chaos.chain import Chain, choose_chain
 from chaos.ports import free_port
 from chaos.receiver_control import ReceiverControl
 from chaos.rpc_control import RpcControl
 from chaos.supervisor import Child, Supervisor
+from reference_server.chain.connection import Fees, SignedTransaction, account_of, sign
+from tests.integration.chain_desk import GWEI, ChainDesk
 
 TIMEOUT_S = 10.0
 
@@ -95,6 +101,67 @@ def receiver_in(supervisor: Supervisor, file: Path, *, held_s_max: float = 15.0)
     finally:
         control.close()
     child.terminate()
+
+
+@pytest.fixture(scope="module")
+def chain_supervisor(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Supervisor]:
+    """The supervisor of a chain that tests may kill, and of lines to it."""
+    with Supervisor(scratch / f"line_of_{request.module.__name__}") as supervisor:
+        yield supervisor
+
+
+@pytest.fixture(scope="module")
+def chain(chain_supervisor: Supervisor) -> Iterator[Chain]:
+    """A node that mines each transaction at once; tests may kill it if they start it again."""
+    data = chain_supervisor.logs.parent / "chain"
+    chain = choose_chain("embedded", supervisor=chain_supervisor, data_dir=data)
+    chain.start()
+    yield chain
+    chain.stop()
+
+
+@pytest.fixture
+def line(chain: Chain, chain_supervisor: Supervisor) -> Iterator[Line]:
+    with line_to(chain_supervisor, chain.url) as started:
+        yield started
+
+
+@pytest.fixture
+def desk(chain: Chain) -> ChainDesk:
+    """Straight to the node."""
+    return ChainDesk(chain)
+
+
+def transfer(desk: ChainDesk, sender: int = 0) -> SignedTransaction:
+    """A transfer of 1 wei that has not been sent."""
+    account = account_of(desk.chain.accounts[sender].private_key)
+    return sign(
+        account,
+        {"to": desk.accounts[9].address, "value": Wei(1), "gas": 21_000},
+        chain_id=desk.chain.chain_id,
+        nonce=desk.nonce(account),
+        fees=Fees(max_fee_wei=20 * GWEI, max_priority_fee_wei=GWEI),
+    )
+
+
+def request_of(method: str, *params: Any, number: int = 1) -> bytes:
+    """One call as bytes."""
+    body = json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params}).encode()
+    return post(body)
+
+
+def post(body: bytes) -> bytes:
+    return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def ask(line: Line, number: int = 1) -> Any:
+    """The reply to eth_chainId, on a connection of its own."""
+    call = {"jsonrpc": "2.0", "id": number, "method": "eth_chainId"}
+    return httpx.post(line.url, json=call, timeout=TIMEOUT_S, trust_env=False).json()
+
+
+def client_of(line: Line) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", line.port), timeout=TIMEOUT_S)
 
 
 class Started(Generic[Result]):
