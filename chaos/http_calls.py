@@ -11,13 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import cast
+from typing import Any, cast
+
+import msgspec
 
 from chaos.http_framing import CHUNKED, HEAD_BYTES_MAX, ChunkedBody, FramingError, header, request_framing
 from chaos.http_transport import Brake, reset
 
 BODY_BYTES_MAX = 16 * 1024 * 1024
 INBOX_BYTES_MAX = 256 * 1024
+
+
+def json_of(body: bytes) -> Any:
+    """What a body says; None when it is no JSON, or too deep to be read."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def json_reply(body: bytes, *, status: str = "200 OK") -> bytes:

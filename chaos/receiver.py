@@ -18,13 +18,13 @@ import signal
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import uvloop
 
 from chaos.control_port import Answer, Command, ControlPort, Refused
-from chaos.http_calls import Call, CallConnection, json_reply
+from chaos.http_calls import Call, CallConnection, json_of, json_reply
 from chaos.http_framing import header
 
 BACKLOG = 1_024
@@ -234,10 +234,7 @@ class Newcomer(asyncio.Protocol):
 
 def _title(body: bytes) -> str | None:
     """The title of an alert or a notice, None where the body has none."""
-    try:
-        said: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    said = json_of(body)
     title = said.get("title") if isinstance(said, dict) else None
     return title if isinstance(title, str) else None
 

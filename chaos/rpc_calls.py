@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from chaos.http_calls import json_of
 from chaos.http_messages import Request
 
 Json = dict[str, Any]
@@ -26,10 +27,7 @@ class RpcCall(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_calls(body: bytes) -> RpcCall | list[RpcCall] | None:
     """The call or the batch in a request's body; None when it is neither, or any part of it is not a call."""
-    try:
-        request = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    request = json_of(body)
     if not isinstance(request, list):
         return _call(request)
     calls = [call for each in request if (call := _call(each)) is not None]
@@ -38,10 +36,7 @@ def read_calls(body: bytes) -> RpcCall | list[RpcCall] | None:
 
 def read_reply(content: bytes) -> Json:
     """A reply as the node gave it; empty when it is no JSON object."""
-    try:
-        reply = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return {}
+    reply = json_of(content)
     return reply if isinstance(reply, dict) else {}
 
 
