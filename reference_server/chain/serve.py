@@ -102,9 +102,10 @@ class Service:
             self._interval = asyncio.get_running_loop().call_later(seconds, self._mine, seconds)
 
     def _mine(self, seconds: float) -> None:
+        # The next one first: a block that fails must not be the last.
+        self.set_interval(seconds)
         self._node.mine()
         self._mined = asyncio.create_task(self.flushed())
-        self.set_interval(seconds)
 
     async def _write(self) -> None:
         recorded = self._node.chain.recorded

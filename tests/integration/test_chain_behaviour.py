@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from web3.exceptions import BlockNotFound
 
+from chaos.processes import wait_until
 from tests.integration.chain_desk import GWEI, ChainDesk, RpcRefusal, desk, running_desk, until
 
 __all__ = ["desk", "running_desk"]
@@ -153,6 +154,33 @@ def test_blocks_come_at_an_interval(desk: ChainDesk) -> None:
     desk.rpc("evm_setIntervalMining", 0)
 
 
+def test_mining_goes_from_transactions_to_an_interval_to_nothing_and_back(desk: ChainDesk) -> None:
+    sender = desk.accounts[0]
+    interval_s = 1 if desk.chain.kind == "anvil" else 0.1  # anvil takes whole seconds
+
+    def stands_still() -> bool:
+        """No block comes by itself for longer than an interval."""
+        height = desk.height()
+        return not wait_until(lambda: desk.height() != height, timeout_s=interval_s + 0.4)
+
+    for _ in range(2):
+        for _ in range(3):  # each takes the place of the one before it
+            desk.rpc("evm_setIntervalMining", interval_s)
+        desk.rpc("evm_setAutomine", False)  # nothing to be turned off
+        sent = desk.send(sender)
+        assert desk.mined(sent)["status"] == 1
+        desk.rpc("evm_setIntervalMining", 0)
+        waiting = desk.send(sender)
+        assert stands_still()
+        assert desk.receipt(waiting) is None
+        desk.rpc("evm_setIntervalMining", interval_s)
+        desk.mined(waiting)
+        desk.rpc("evm_setAutomine", True)
+        assert stands_still()
+        height = desk.height()
+        assert desk.mined(desk.send(sender))["blockNumber"] == height + 1
+
+
 def test_many_blocks_are_mined_at_once(desk: ChainDesk) -> None:
     height = desk.height()
     desk.rpc("anvil_mine", "0xa")
@@ -252,6 +280,64 @@ def test_a_transaction_that_was_reorganised_away_can_be_sent_again(desk: ChainDe
     assert again["transactionHash"] == first["transactionHash"]
     assert again["blockHash"] != first["blockHash"]
     assert desk.balance_wei(receiver.address) == 10
+
+
+def test_a_transactions_bytes_can_be_had_mined_or_waiting(manual: ChainDesk) -> None:
+    raw = manual.signed(manual.accounts[0])
+    sent = manual.web3.keccak(raw).to_0x_hex()
+    assert manual.rpc("eth_getRawTransactionByHash", sent) is None
+    manual.web3.eth.send_raw_transaction(raw)
+    assert manual.rpc("eth_getRawTransactionByHash", sent) == raw.to_0x_hex()
+    manual.rpc("evm_mine")
+    assert manual.rpc("eth_getRawTransactionByHash", sent) == raw.to_0x_hex()
+    manual.rpc("anvil_reorg", 1, [])
+    assert manual.rpc("eth_getRawTransactionByHash", sent) is None
+
+
+def test_the_pools_content_says_what_waits_by_sender_and_nonce(manual: ChainDesk) -> None:
+    senders = manual.accounts[:2]
+    hashes = [manual.send(sender, nonce=nonce) for sender in senders for nonce in (0, 1, 3)]
+
+    def content(part: str) -> list[tuple[str, int, str]]:
+        """Each transaction's sender, nonce and hash; the keys above it say the same."""
+        found = []
+        for sender, waiting in manual.rpc("txpool_content")[part].items():
+            for nonce, transaction in waiting.items():
+                assert (sender.lower(), int(nonce)) == (
+                    transaction["from"].lower(),
+                    int(transaction["nonce"], 16),
+                )
+                assert transaction["blockHash"] is None
+                found.append((sender.lower(), int(nonce), transaction["hash"]))
+        return sorted(found)
+
+    expected = [
+        (sender.address.lower(), nonce, sent.to_0x_hex())
+        for (sender, nonce), sent in zip(
+            ((sender, nonce) for sender in senders for nonce in (0, 1, 3)), hashes, strict=True
+        )
+    ]
+    assert content("pending") == sorted(one for one in expected if one[1] < 2)
+    assert content("queued") == sorted(one for one in expected if one[1] == 3)
+    manual.rpc("evm_mine")
+    assert content("pending") == []
+    assert content("queued") == sorted(one for one in expected if one[1] == 3)
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_block_of_the_same_content_in_the_same_place_has_another_hash(desk: ChainDesk, empty: bool) -> None:
+    raws = [] if empty else [desk.signed(desk.accounts[0])]
+    sent = [desk.web3.keccak(raw).to_0x_hex() for raw in raws]
+    desk.rpc("anvil_mine", "0x1")
+    hashes = []
+    for _ in range(5):
+        desk.rpc("anvil_reorg", 1, [[raw.to_0x_hex(), 0] for raw in raws])
+        block = desk.rpc("eth_getBlockByNumber", "latest", False)
+        assert block["transactions"] == sent
+        for each in sent:
+            assert desk.rpc("eth_getTransactionReceipt", each)["blockHash"] == block["hash"]
+        hashes.append(block["hash"])
+    assert len(set(hashes)) == 5
 
 
 def test_a_rollback_takes_blocks_away(desk: ChainDesk) -> None:

@@ -234,6 +234,42 @@ def test_a_reorganised_deposit_has_another_block_or_is_gone(custody: Custody) ->
     assert block.hash != before.place.block_hash
 
 
+def test_what_is_put_into_other_blocks_keeps_its_hash_and_its_logs_follow(custody: Custody) -> None:
+    desk = custody.desk
+    custody.deposit("alice", 5 * DOLLAR)
+    custody.deposit("bob", 7 * DOLLAR)
+    before = custody.client.deposit_events(0, "latest")
+    first, last = (one.place.block_number for one in before)
+
+    def blocks() -> list[Any]:
+        return [desk.rpc("eth_getBlockByNumber", hex(number), False) for number in range(first, last + 1)]
+
+    old = blocks()
+    hashes = [sent for block in old for sent in block["transactions"]]
+    raws = [desk.rpc("eth_getRawTransactionByHash", sent) for sent in hashes]
+    places = [1, 1, 2]
+
+    desk.rpc("anvil_reorg", last - first + 1, list(zip(raws, places, strict=True)))
+
+    new = blocks()
+    assert {block["hash"] for block in old} & {block["hash"] for block in new} == set()
+    assert [block["transactions"] for block in new] == [[], hashes[:2], hashes[2:]]
+    for sent, place in zip(hashes, places, strict=True):
+        receipt = desk.rpc("eth_getTransactionReceipt", sent)
+        found = desk.rpc("eth_getTransactionByHash", sent)
+        assert (receipt["status"], receipt["blockHash"]) == ("0x1", new[place]["hash"])
+        assert (found["hash"], found["blockHash"]) == (sent, new[place]["hash"])
+        assert {log["blockHash"] for log in receipt["logs"]} == {new[place]["hash"]}
+    after = custody.client.deposit_events(0, "latest")
+    assert [(one.place.transaction_hash, one.user_id, one.amount_micro) for one in after] == [
+        (one.place.transaction_hash, one.user_id, one.amount_micro) for one in before
+    ]
+    assert [(one.place.block_number, one.place.block_hash) for one in after] == [
+        (int(new[place]["number"], 16), new[place]["hash"]) for place in (1, 2)
+    ]
+    assert custody.client.custody_balance() == 12 * DOLLAR
+
+
 def test_a_stuck_withdrawal_is_replaced_under_the_same_id(custody: Custody) -> None:
     custody.deposit("alice", 100 * DOLLAR)
     custody.desk.rpc("evm_setAutomine", False)
