@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -207,8 +208,8 @@ def test_a_nonce_is_the_nodes_or_unknown(tmp_path: Path, act: Act, nonce: int | 
     assert talk.recorded().attempts == []
 
 
-def equipped(folder: Path, custody: CustodyDesk, *, backing_micro: int = 1) -> Wallet:
-    """A wallet of the desk's chain, with all that a deposit needs."""
+def new_setup(folder: Path, custody: CustodyDesk) -> ChainSetup:
+    """The set-up of a load on the desk's chain, whose run directory is this folder."""
     access = msgspec.structs.replace(
         ACCESS,
         usdc=custody.addresses.usdc,
@@ -216,7 +217,12 @@ def equipped(folder: Path, custody: CustodyDesk, *, backing_micro: int = 1) -> W
         minter_key=custody.operator_key,
     )
     (folder / "plan.json").touch()
-    setup = ChainSetup(access, resolve(custody.chain.url), ChainPlan(), run=folder, seed=7)
+    return ChainSetup(access, resolve(custody.chain.url), ChainPlan(), run=folder, seed=7)
+
+
+def equipped(folder: Path, custody: CustodyDesk, *, backing_micro: int = 1) -> Wallet:
+    """A wallet of the desk's chain, with all that a deposit needs."""
+    setup = new_setup(folder, custody)
     (wallet,) = setup.equip([5], backing_micro=backing_micro)
     setup.close()
     return wallet
@@ -251,6 +257,22 @@ def test_the_vault_holds_the_backing_before_the_set_up_goes_on(tmp_path: Path, c
     deep = custody.height() - ACCESS.confirmations
     assert custody.client.custody_balance(deep) == 123_456_789
     assert int(custody.rpc("eth_getBalance", wallet.address, "latest"), 16) > 10**21
+
+
+def test_the_minter_is_one_process_at_a_time(
+    tmp_path: Path, custody: CustodyDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or two would take the same nonce for two transactions."""
+    setup = new_setup(tmp_path, custody)
+    monkeypatch.setattr("scenarios.chain_setup.LOCK_TIMEOUT_S", 0.1)
+    with (tmp_path / "plan.json").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(SetupError, match="another load process"):
+            setup.back(5)
+        assert custody.custody() == 0
+    setup.back(5)
+    setup.close()
+    assert custody.custody() == 5
 
 
 def test_a_node_that_gives_no_gas_is_said_to(tmp_path: Path) -> None:

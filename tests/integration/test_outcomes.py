@@ -11,7 +11,7 @@ import pytest
 
 from scenarios.client import Client, Patience, Recorder
 from scenarios.history import HistoryWriter, JsonLines
-from scenarios.intents import Intent, trade
+from scenarios.intents import Intent, trade, withdrawal
 from scenarios.live import Live
 from scenarios.replies import Seen
 from scenarios.wire import resolve
@@ -24,6 +24,10 @@ NEW_USER = Intent("create_user", "POST", "/api/users", b'{"name":"A"}', keyed=Fa
 TRADE = (
     b'{"tradeId":1,"transactionId":2,"marketId":1,"marketVersion":1,"outcome":0,"side":"buy","shares":1000000,'
     b'"cost":500000,"fee":5000,"total":505000,"balance":1,"accountVersion":1,"prices":[500000,500000]}'
+)
+WITHDRAWAL = (
+    b'{"withdrawalId":"018f","status":"reserved","amount":5,"address":"0xab","transactionId":3,"balance":1,'
+    b'"accountVersion":2}'
 )
 MARKET = b'{"marketId":1,"status":"open","version":0,"prices":[500000,500000],"pool":1}'
 OK = Act(answer(200, TRADE))
@@ -72,6 +76,15 @@ def test_an_ok_is_the_answer(tmp_path: Path) -> None:
     assert attempt.completion.facts is not None
     assert attempt.completion.facts.trade_id == 1
     assert (attempt.invoke.key, attempt.invoke.user, attempt.invoke.market) == ("tag-w0-5-1", "u5", 1)
+
+
+def test_a_reused_key_that_brings_a_withdrawal_is_told_of(tmp_path: Path) -> None:
+    """It must be refused; when it is not, the judge needs to know what it moved."""
+    talk = Talk(tmp_path, Act(answer(202, WITHDRAWAL)))
+    (seen,) = talk.perform(withdrawal("reuse_key", 5))
+    assert (seen.type, seen.facts and seen.facts.withdrawal_id) == ("ok", "018f")
+    (attempt,) = talk.recorded().attempts
+    assert attempt.invoke.action == "reuse_key"
 
 
 @pytest.mark.parametrize(
