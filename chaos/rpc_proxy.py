@@ -147,6 +147,7 @@ class RpcProxy:
             "callers": len(self.callers),
             "holds": self.holds.outstanding(),
             "expired": self.holds.expired,
+            "freezing": self._freezing,
             "frozen_at": None if frozen is None else frozen.number,
             "clamped": self.lag.clamped,
         }

@@ -24,9 +24,11 @@ from reference_server.chain.connection import connect, is_known, mined, suggeste
 from reference_server.chain.deploy import deploy_contracts, deposit, mint
 from tests.integration.broken_line import TIMEOUT_S, Line, Started, line_to
 from tests.integration.chain_desk import ChainDesk
+from tests.integration.recording_server import Arrival, RecordingServer, ok
 
 MICRO = 1_000_000
 ZERO_HASH = "0x" + "00" * 32
+PATIENCE_S = 0.3  # for what must not happen
 
 
 class Caller:
@@ -292,6 +294,9 @@ def test_a_client_sees_the_old_head_and_then_the_new_one(scratch: Path) -> None:
             with pytest.raises(ControlError, match="frozen already"):
                 line.control.freeze()
 
+            assert client.block() == before
+            assert line.control.status()["clamped"] == 0  # the node would have said the same
+
             # What is sent through the line while it is frozen reaches the node, and seems to wait.
             sent = desk.signed(desk.accounts[4])
             new = deposit(desk.web3, vault, account.private_key, user_id="2", amount_micro=4)
@@ -316,6 +321,50 @@ def test_a_client_sees_the_old_head_and_then_the_new_one(scratch: Path) -> None:
             assert mined(web3, transaction) is not None
             assert line.control.status()["frozen_at"] is None
         chain.stop()
+
+
+def test_no_call_is_under_way_when_the_node_freezes(supervisor: Supervisor) -> None:
+    slow = threading.Event()
+
+    def answer(arrival: Arrival) -> bytes:
+        if b"eth_gasPrice" in arrival.raw:
+            assert slow.wait(TIMEOUT_S)
+        return ok(b'{"jsonrpc":"2.0","id":"x","result":{"number":"0x5"}}')
+
+    with (
+        RecordingServer(answer) as node,
+        line_to(supervisor, f"http://127.0.0.1:{node.port}") as line,
+        Caller(line.url) as early,
+        Caller(line.url) as late,
+    ):
+        asking = Started(partial(early.ask, "eth_gasPrice"))
+        node.await_arrivals(1)
+        freezing = Started(line.control.freeze)
+        assert wait_until(lambda: line.control.status()["freezing"], timeout_s=TIMEOUT_S)
+        waiting = Started(partial(late.ask, "eth_chainId"))
+        assert wait_until(lambda: "eth_chainId" in line.control.status()["requests"], timeout_s=TIMEOUT_S)
+        assert not wait_until(lambda: len(node.arrivals) > 1, timeout_s=PATIENCE_S)
+        assert not freezing.over
+        slow.set()
+        assert freezing.result() == 5
+        asking.result()
+        waiting.result()
+        assert b"eth_chainId" in node.arrivals[-1].raw
+
+
+def test_a_node_that_does_not_answer_is_not_frozen(supervisor: Supervisor) -> None:
+    with (
+        RecordingServer(lambda _: b"") as node,
+        line_to(supervisor, f"http://127.0.0.1:{node.port}") as line,
+    ):
+        with pytest.raises(ControlError, match="did not answer within 4 s"):
+            line.control.freeze()
+        assert line.control.status()["frozen_at"] is None
+        node.answer = lambda _: ok(b'{"id":1,"result":null}')
+        with pytest.raises(ControlError, match="does not say which block is its latest"):
+            line.control.freeze()
+        node.answer = lambda _: ok(b'{"id":1,"result":{"number":"0x5"}}')
+        assert line.control.freeze() == 5
 
 
 def is_past(caller: Caller, number: int) -> bool:

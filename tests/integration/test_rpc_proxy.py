@@ -109,6 +109,7 @@ def test_the_line_counts_by_method(line: Line) -> None:
         "callers": 1,
         "holds": 0,
         "expired": 0,
+        "freezing": False,
         "frozen_at": None,
         "clamped": 0,
     }
