@@ -8,8 +8,8 @@ help: ## What can be made
 setup: ## Make .venv from requirements.lock; nothing to do the second time
 	@sh .ci/bootstrap
 
-run: setup ## The sea trial: 100 traders on one market, faults, verdict, report
-	@.venv/bin/seatrial run --plan quick
+run: setup ## The sea trial: 100 users trade and move money in and out, faults, verdict, report
+	@.venv/bin/seatrial run
 
 test: setup ## Everything: lint, types, architecture, unit, integration and end-to-end tests
 	@$(MAKE) --no-print-directory lint

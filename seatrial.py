@@ -42,7 +42,9 @@ app = typer.Typer(
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-PlanName = Annotated[str, typer.Option("--plan", help="A plan's name (`seatrial plans`) or a .toml file.")]
+PlanName = Annotated[
+    str, typer.Option("--plan", help="A plan's name (`seatrial plans`) or a .toml file; `quick` if absent.")
+]
 PostgresSpec = Annotated[
     str, typer.Option("--postgres", help="`auto`, `docker`, `embedded`, or a DSN to create a database in.")
 ]
@@ -61,6 +63,7 @@ def stop(message: str) -> typer.Exit:
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
     """Turn every error that means «the command, plan or target is wrong» into a message and exit code 2."""
+    from chaos.bench import BenchError
     from chaos.chain import ChainError
     from chaos.faults import FaultError
     from chaos.postgres import PostgresError
@@ -79,6 +82,7 @@ def usage_errors() -> Iterator[None]:
         PlanError,
         RunDirectoryError,
         TargetError,
+        BenchError,
         PostgresError,
         ChainError,
         ProxyError,
@@ -99,7 +103,7 @@ def check_strategy(strategy: str) -> None:
 
 @app.command()
 def run(
-    plan: PlanName = "quick",
+    plan: PlanName = "",
     seed: Annotated[
         int | None, typer.Option(help="Seed of every random choice; drawn and printed if absent.")
     ] = None,
@@ -110,16 +114,11 @@ def run(
         typer.Option(help="Another target to start: a command with `install` and `serve` (docs/targets.md)."),
     ] = "",
     chain: Annotated[
-        str,
-        typer.Option(help="Of a plan with a chain: `embedded`, `anvil`, or a development node's URL."),
-    ] = "embedded",
+        str, typer.Option(help="`auto`, `embedded`, `anvil` or a development node's URL.")
+    ] = "auto",
     url: Annotated[str, typer.Option(help="A target that already runs on 127.0.0.1; needs --dsn.")] = "",
-    dsn: Annotated[
-        str, typer.Option(help="With --url: DSN of a role that may read the schema `books`.")
-    ] = "",
-    admin_dsn: Annotated[
-        str, typer.Option(help="With --url: the owner's DSN, for faults in PostgreSQL.")
-    ] = "",
+    dsn: Annotated[str, typer.Option(help="With --url: DSN of a role that may read `books`.")] = "",
+    admin_dsn: Annotated[str, typer.Option(help="With --url: the owner's DSN, for faults.")] = "",
     runs: Annotated[Path, typer.Option(help="The folder that run directories go into.")] = Path("runs"),
 ) -> None:
     """Run a plan against a target, judge it, and write the report."""
@@ -133,7 +132,7 @@ def run(
 
     check_strategy(trade_strategy)
     with usage_errors():
-        chosen = load_plan(plan)
+        chosen = load_plan(plan or default_plan(chain))
         check_scenario(chosen)
         seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
         choice = target_choice(
@@ -162,6 +161,16 @@ def run(
             cut = conduct(trial)
         verdict = judged(folder, cut)
     raise typer.Exit(present(folder, verdict))
+
+
+def default_plan(chain: str) -> str:
+    """The plan of who names none: `quick`, or without a chain on this machine the trading in it."""
+    from chaos.chain import chain_trouble
+
+    if (trouble := chain_trouble(chain)) is None:
+        return "quick"
+    announce(f"NO MONEY IN AND OUT, plan `hot` instead of `quick`: {trouble}")
+    return "hot"
 
 
 def announce(text: str) -> None:
@@ -324,12 +333,9 @@ def bench(
     from scenarios.run_directory import create_folder
 
     with usage_errors():
-        try:
-            plan = bench_plan(
-                users=users, strategies=strategies, levels=levels, tools=tools, seconds=seconds, rounds=rounds
-            )
-        except BenchError as error:
-            raise stop(str(error)) from None
+        plan = bench_plan(
+            users=users, strategies=strategies, levels=levels, tools=tools, seconds=seconds, rounds=rounds
+        )
         folder = create_folder(runs, "bench")
         interrupted = threading.Event()
         with Bench(folder, plan, postgres=postgres, step=announce) as measuring, set_by_signals(interrupted):

@@ -6,6 +6,7 @@ these two can not be killed and come back.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from chaos.ports import free_port
 from chaos.processes import wait_until
 from chaos.supervisor import Child, Supervisor
 
-KINDS = ("embedded", "anvil")
+KINDS = ("auto", "embedded", "anvil")
 START_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 5.0
 ANVIL_VARIABLE = "SEATRIAL_ANVIL"
@@ -82,18 +83,42 @@ class Chain(Protocol):
 def choose_chain(
     spec: str, *, supervisor: Supervisor, data_dir: Path, options: ChainOptions | None = None
 ) -> Chain:
-    """The chain that `spec` names: embedded, anvil or a URL; not started yet. Raises ChainError."""
+    """The chain that `spec` names: auto, embedded, anvil or a URL; not started yet. Raises ChainError."""
     if spec.startswith(("http://", "https://")):
         return UrlChain(spec, why="asked for by its URL")
     if spec not in KINDS:
         raise ChainError(f"--chain {spec}: write {', '.join(KINDS)} or a URL (http://127.0.0.1:8545)")
-    kind = EmbeddedChain if spec == "embedded" else AnvilChain
-    return kind(
+    if trouble := chain_trouble(spec):
+        raise ChainError(trouble)
+    embedded = spec == "embedded" or (spec == "auto" and has_machine())
+    why = f"asked for with --chain {spec}" if spec != "auto" else "it comes with Seatrial"
+    return (EmbeddedChain if embedded else AnvilChain)(
         supervisor=supervisor,
         data_dir=data_dir,
-        why=f"asked for with --chain {spec}",
+        why=why if embedded or spec != "auto" else "this Python has no pyrevm",
         options=options or ChainOptions(),
     )
+
+
+def chain_trouble(spec: str) -> str | None:
+    """Why the chain of this kind cannot be had on this machine; None: it can."""
+    no_machine = (
+        f"the embedded chain's EVM, pyrevm, has no wheel for this Python {sys.version_info[0]}."
+        f"{sys.version_info[1]}: use 3.11 or 3.12"
+    )
+    no_anvil = f"anvil is not on PATH: run .ci/anvil, which gets it from npm, or set {ANVIL_VARIABLE}"
+    if spec == "embedded" and not has_machine():
+        return no_machine
+    if spec == "anvil" and find_anvil() is None:
+        return no_anvil
+    if spec == "auto" and not has_machine() and find_anvil() is None:
+        return f"{no_machine}; or, for another chain: {no_anvil}"
+    return None
+
+
+def has_machine() -> bool:
+    """Whether the embedded chain's EVM is installed."""
+    return importlib.util.find_spec("pyrevm") is not None
 
 
 class OwnChain:
@@ -192,9 +217,7 @@ class AnvilChain(OwnChain):
         super().__init__(supervisor=supervisor, data_dir=data_dir, why=why, options=options)
         binary = find_anvil()
         if binary is None:
-            raise ChainError(
-                f"anvil is not on PATH: run .ci/anvil, which gets it from npm, or set {ANVIL_VARIABLE}"
-            )
+            raise ChainError(chain_trouble("anvil") or "")
         self._binary = binary
 
     def kill(self) -> None:

@@ -25,6 +25,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from chaos.chain import KINDS as CHAIN_KINDS
+from chaos.chain import chain_trouble
 from chaos.ports import port_is_free
 from chaos.supervisor import Child, Supervisor
 
@@ -57,7 +58,7 @@ class TargetChoice(msgspec.Struct, frozen=True, kw_only=True):
     command: list[str] = msgspec.field(default_factory=lambda: list(REFERENCE_COMMAND))
     postgres: str = "auto"
     strategy: str = "batch"
-    chain: str = "embedded"
+    chain: str = "auto"
     url: str | None = None
     access: Access | None = None
 
@@ -80,6 +81,8 @@ class TargetChoice(msgspec.Struct, frozen=True, kw_only=True):
             )
         if host is not None and host not in LOOPBACK:
             raise TargetError(f"--chain: {host} is not loopback; load and faults stay on this machine")
+        if needed and (trouble := chain_trouble(self.chain)):
+            raise TargetError(f"{trouble}; or try a plan without a chain, as `hot` is")
 
     def check_faults(self, faults: set[str]) -> None:
         """Raise TargetError when the plan breaks what this target keeps out of reach."""
@@ -94,7 +97,7 @@ class TargetChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def target_choice(
-    *, command: str, postgres: str, strategy: str, url: str, dsn: str, admin_dsn: str, chain: str = "embedded"
+    *, command: str, postgres: str, strategy: str, url: str, dsn: str, admin_dsn: str, chain: str = "auto"
 ) -> TargetChoice:
     """The choice that the command line names; raises TargetError for a combination that makes no sense."""
     if not url:

@@ -32,7 +32,7 @@ from tests.integration.load_child import (
 from tests.integration.market_server import MarketServer
 from tests.integration.recorded import Recorded, read_history, read_run
 
-MIX = load_plan("quick").mix
+MIX = load_plan("hot").mix
 FREEZE_S = 1.0
 
 

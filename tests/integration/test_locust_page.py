@@ -68,7 +68,7 @@ def test_a_headless_load_by_hand_is_recorded(
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
     assert f"the history of this load is in runs/{run.name}" in done.stderr
-    assert (read_run_plan(run).plan.name, read_run_plan(run).plan.faults) == ("quick", [])
+    assert (read_run_plan(run).plan.name, read_run_plan(run).plan.faults) == ("hot", [])
     files = read_run(run)
     assert len(files) == (1 if processes == 1 else 1 + processes)
     assert [one.end.cut for one in files] == [None] * len(files)

@@ -16,7 +16,7 @@ from scenarios.replies import AccountContent, Position
 from scenarios.venue import user_name
 
 VENUE = Venue(hot=1, side=2, outcomes=2, fee_bps=100)
-MIX = load_plan("quick").mix
+MIX = load_plan("hot").mix
 TRADES = ("buy_amount", "buy_shares", "sell")
 
 

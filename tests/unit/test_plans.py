@@ -7,9 +7,10 @@ import math
 
 import pytest
 
+from chaos.faults import FAULTS
 from scenarios.plan import SCENARIOS, Plan, load_plan, plan_names
 
-FAULTS = {
+TRADING_FAULTS = {
     "drop_reply",
     "drop_request",
     "duplicate_at_once",
@@ -18,7 +19,21 @@ FAULTS = {
     "terminate_backend",
     "kill_postgres",
 }
-PROCESS_FAULTS = {"kill_server", "terminate_backend", "kill_postgres"}
+FELT_PROCESS_FAULTS = {"kill_server", "terminate_backend", "kill_postgres", "plant_drift"}
+MONEY_FAULTS = {
+    "kill_relay",
+    "add_relay",
+    "pause_relay",
+    "poison_event",
+    "lose_rpc_reply",
+    "kill_chain",
+    "lag_chain",
+    "drop_transaction",
+    "replace_transaction",
+    "duplicate_transaction",
+    "reorganise",
+    "plant_drift",
+}
 
 
 @pytest.fixture(params=plan_names())
@@ -26,8 +41,12 @@ def plan(request: pytest.FixtureRequest) -> Plan:
     return load_plan(request.param)
 
 
-def test_three_plans_come_with_seatrial() -> None:
-    assert plan_names() == ["ci", "launch", "quick"]
+def test_these_plans_come_with_seatrial() -> None:
+    assert plan_names() == ["ci", "hot", "launch", "money", "quick"]
+
+
+def test_every_fault_that_there_is_is_in_a_plan() -> None:
+    assert set(FAULTS) == TRADING_FAULTS | MONEY_FAULTS
 
 
 def test_a_plan_is_named_as_its_file() -> None:
@@ -38,8 +57,27 @@ def test_every_plan_tries_every_action(plan: Plan) -> None:
     assert {action for action, weight in plan.mix.items() if weight > 0} == SCENARIOS[plan.scenario]
 
 
-def test_every_plan_injects_every_fault(plan: Plan) -> None:
-    assert {fault.fault for fault in plan.faults} == FAULTS
+@pytest.mark.parametrize("name", ["ci", "hot", "launch", "quick"])
+def test_a_plan_of_trading_injects_every_fault_of_trading(name: str) -> None:
+    assert {fault.fault for fault in load_plan(name).faults} >= TRADING_FAULTS
+
+
+def test_money_injects_every_fault_of_money_in_and_out() -> None:
+    faults = load_plan("money").faults
+    assert {fault.fault for fault in faults} >= MONEY_FAULTS
+    assert {fault.options.get("kind") for fault in faults if fault.fault == "plant_drift"} == {
+        "plus",
+        "minus",
+        "pair",
+    }
+
+
+@pytest.mark.parametrize("name", ["money", "quick"])
+def test_the_chain_is_reorganised_shallower_and_deeper_than_the_confirmations(name: str) -> None:
+    plan = load_plan(name)
+    assert plan.chain is not None
+    depths = [fault.options["depth"] for fault in plan.faults if fault.fault == "reorganise"]
+    assert min(depths) < plan.chain.confirmations < max(depths)
 
 
 def test_every_plan_lets_the_service_recover_before_the_load_ends(plan: Plan) -> None:
@@ -50,6 +88,8 @@ def test_every_plan_lets_the_service_recover_before_the_load_ends(plan: Plan) ->
 def test_every_plan_has_steady_load_too(plan: Plan) -> None:
     disturbed: set[int] = set()
     for fault in plan.faults:
+        if fault.fault in MONEY_FAULTS - FELT_PROCESS_FAULTS:
+            continue
         end_s = fault.at_s + fault.during_s + plan.service.recovery_s
         disturbed |= set(range(int(fault.at_s), math.ceil(end_s)))
     assert plan.load_s - len(disturbed) >= 0.1 * plan.load_s
@@ -68,7 +108,9 @@ def test_quick_leaves_room_for_a_verdict_in_two_minutes() -> None:
 def test_in_quick_processes_break_one_at_a_time() -> None:
     plan = load_plan("quick")
     windows = sorted(
-        (fault.at_s, fault.at_s + fault.during_s) for fault in plan.faults if fault.fault in PROCESS_FAULTS
+        (fault.at_s, fault.at_s + fault.during_s)
+        for fault in plan.faults
+        if fault.fault in FELT_PROCESS_FAULTS
     )
     for (_, end_s), (next_s, _) in itertools.pairwise(windows):
         assert end_s + plan.service.recovery_s <= next_s
