@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from chaos.faults.fault import FaultError, ProcessFault, Seconds, World
+from chaos.faults.fault import FaultError, ProcessFault, World
 from chaos.faults.on_chain import (
+    Wait,
     asking,
     await_paid,
     await_waiting_payment,
@@ -20,7 +21,7 @@ class DropTransaction(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     target = "chain"
-    wait_s: Seconds = 10.0
+    wait_s: Wait = 10.0
 
     def check(self, world: World) -> None:
         custody_of(world)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from chaos.faults.fault import Custody, FaultError, ProcessFault, Seconds, World
-from chaos.faults.on_chain import asking, await_waiting_payment, custody_of, height_of, let_go
+from chaos.faults.fault import Custody, FaultError, ProcessFault, World
+from chaos.faults.on_chain import Wait, asking, await_waiting_payment, custody_of, height_of, let_go
 from chaos.http_messages import Evidence
 from chaos.rpc import RpcError
 from chaos.vault import payment_logs, receipt_of, word_of
@@ -16,7 +16,7 @@ class DuplicateTransaction(ProcessFault, frozen=True, kw_only=True, forbid_unkno
     """
 
     target = "chain"
-    wait_s: Seconds = 10.0
+    wait_s: Wait = 10.0
 
     def check(self, world: World) -> None:
         custody_of(world)

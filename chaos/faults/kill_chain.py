@@ -6,8 +6,8 @@ import signal
 import time
 
 from chaos.chain import ChainError
-from chaos.faults.fault import Custody, FaultError, ProcessFault, Seconds, World
-from chaos.faults.on_chain import asking, custody_of, let_go
+from chaos.faults.fault import Custody, FaultError, ProcessFault, World
+from chaos.faults.on_chain import Wait, asking, custody_of, let_go
 from chaos.http_messages import Evidence
 from chaos.rpc import RpcError
 from chaos.supervisor import SupervisorError
@@ -20,7 +20,7 @@ class KillChain(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     target = "chain"
-    down_s: Seconds = 2.0
+    down_s: Wait = 2.0
 
     def check(self, world: World) -> None:
         _node_of(custody_of(world))

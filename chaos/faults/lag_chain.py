@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from chaos.faults.fault import FaultError, ProcessFault, World
+from chaos.faults.fault import Custody, FaultError, ProcessFault, World
 from chaos.faults.on_chain import asking, custody_of, height_of, on_the_line, patience_s, until
 from chaos.http_messages import Evidence
 
@@ -20,7 +20,7 @@ class LagChain(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     target = "chain"
-    lag_s: Annotated[float, msgspec.Meta(ge=0.2, le=30)] = 4.0
+    lag_s: Annotated[float, msgspec.Meta(ge=0.2, le=15)] = 4.0
 
     def check(self, world: World) -> None:
         custody_of(world)
@@ -32,17 +32,18 @@ class LagChain(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             began = time.monotonic()
             frozen_at = custody.rpc.freeze()
             time.sleep(self.lag_s)  # bounded by its type; how long the node is behind
-            lagged_s = time.monotonic() - began
-            # a chain with long pauses between its blocks may not have made one yet
-            timeout_s = patience_s(custody, blocks=2)
-            head = until(
-                lambda: now if (now := height_of(custody)) > frozen_at else None, timeout_s=timeout_s
+            # a chain, or a system, with long pauses may not have moved, or asked, yet
+            seen = until(
+                lambda: now if all(now := _seen(custody, frozen_at, before)) else None,
+                timeout_s=patience_s(custody, blocks=2),
             )
-            clamped = custody.rpc.status()["clamped"] - before
-        if head is None:
-            raise FaultError(f"the chain itself stood still at block {frozen_at}")
+            lagged_s = time.monotonic() - began
+            ahead, clamped = seen or _seen(custody, frozen_at, before)
+        if not ahead:
+            raise FaultError(f"the chain itself stood still at block {frozen_at} for {lagged_s:.1f} s")
         if not clamped:
             raise FaultError(f"nobody asked the node while it was behind, for {lagged_s:.1f} s")
+        head = frozen_at + ahead
         return {"frozen_at": frozen_at, "head": head, "lagged_s": round(lagged_s, 3), "clamped": clamped}
 
     def heal(self, world: World, landed: Evidence) -> Evidence:
@@ -55,3 +56,8 @@ class LagChain(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if status["frozen_at"] is not None:
             raise FaultError(f"the line still shows block {status['frozen_at']}")
         return {"head": head, "frozen_at": None}
+
+
+def _seen(custody: Custody, frozen_at: int, clamped_before: int) -> tuple[int, int]:
+    """How many blocks the chain is ahead, and how many answers hid that; raises RpcError, ControlError."""
+    return height_of(custody) - frozen_at, custody.rpc.status()["clamped"] - clamped_before

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
+
+import msgspec
+import psycopg
 
 from chaos.control_line import ControlError
 from chaos.faults.fault import Custody, FaultError, World
@@ -15,10 +18,14 @@ from chaos.rpc import RpcError
 from chaos.vault import Fees, VaultError, address_of, is_withdrawal, uuid_of, word_in
 
 Found = TypeVar("Found")
+Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
+
+# Short enough that a fault which begins as the load ends is healed in time (chaos.trial).
+Wait = Annotated[float, msgspec.Meta(ge=0, le=15)]
 
 POLL_S = 0.05
 # For whatever has to look, decide and act: a watcher, a relay, a reconciler, each with pauses of its own.
-REACTION_S = 12.0
+REACTION_S = 15.0
 PAID = ("mined", "final")
 PAYMENT = """
 SELECT status, attempts, sends, tx_hash, block_number FROM books.withdrawals WHERE withdrawal_id = %s

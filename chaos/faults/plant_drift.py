@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple
 
 import msgspec
 import psycopg
 
 from chaos.faults.drift import Change, Kind, plant, take_out
-from chaos.faults.fault import FaultError, ProcessFault, Seconds, World
-from chaos.faults.on_chain import custody_of, patience_s, until
+from chaos.faults.fault import FaultError, ProcessFault, World
+from chaos.faults.on_chain import Connection, Wait, custody_of, patience_s, until
 from chaos.faults.owner import owner_connection
 from chaos.http_messages import Evidence
-
-Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
 CRITICAL = "SELECT critical_micro FROM reconciliation_settings"
 PAUSED = "SELECT paused FROM books.platform_changes ORDER BY change_id DESC LIMIT 1"
@@ -58,7 +56,7 @@ class PlantDrift(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fields=
     target = "custody"
     kind: Kind = "plus"
     amount_micro: Annotated[int, msgspec.Meta(ge=1, le=10**15)] = 150_000_000
-    found_s: Seconds = 12.0
+    found_s: Wait = 12.0
 
     def check(self, world: World) -> None:
         custody_of(world)
@@ -69,14 +67,10 @@ class PlantDrift(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fields=
         with owner_connection(world) as connection:
             before = self._await_clean(world, connection)
             critical_micro = _critical(connection)
-            planted = plant(world, self.kind, self.amount_micro)
-            began = time.monotonic()
-            try:
-                found = self._await_found(connection, before, planted)
-                paused = _is_paused(connection)
-            except psycopg.Error:
-                take_out(world, self.kind, self.amount_micro)
-                raise
+        planted = plant(world, self.kind, self.amount_micro)
+        # from here on it is there, and whatever happens this is told
+        began = time.monotonic()
+        found, paused = self._await_found(world, before, planted)
         signed = {"plus": self.amount_micro, "minus": -self.amount_micro, "pair": 0}
         return {
             "kind": self.kind,
@@ -128,12 +122,18 @@ class PlantDrift(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fields=
             raise FaultError(f"no clean reconciliation within {timeout_s:.0f} s before the drift")
         return found
 
-    def _await_found(self, connection: Connection, before: int, planted: Change) -> Finding | None:
-        def finding() -> Finding | None:
-            row = connection.execute(FOUND, [before, planted.block, planted.block]).fetchone()
-            return None if row is None else Finding(*row)
+    def _await_found(self, world: World, before: int, planted: Change) -> tuple[Finding | None, bool | None]:
+        """What the system found, and whether it stopped trading: null when the books do not answer."""
+        try:
+            with owner_connection(world) as connection:
 
-        return until(finding, timeout_s=self.found_s)
+                def finding() -> Finding | None:
+                    row = connection.execute(FOUND, [before, planted.block, planted.block]).fetchone()
+                    return None if row is None else Finding(*row)
+
+                return until(finding, timeout_s=self.found_s), _is_paused(connection)
+        except FaultError:
+            return None, None
 
     def _await_clean_after(self, world: World, connection: Connection, removed: Change) -> int:
         def clean() -> int | None:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import msgspec
 
 from chaos.faults.branch import Branch, Placed, left_out, read_branch
-from chaos.faults.fault import Custody, FaultError, ProcessFault, Seconds, World
-from chaos.faults.on_chain import asking, custody_of, height_of, let_go, patience_s, until
+from chaos.faults.fault import Custody, FaultError, ProcessFault, World
+from chaos.faults.on_chain import Wait, asking, custody_of, height_of, let_go, patience_s, until
 from chaos.faults.owner import owner_connection
 from chaos.http_messages import Evidence
 from chaos.rpc import RpcError
@@ -46,7 +46,7 @@ class Reorganise(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fields=
     depth: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     drop: Annotated[int, msgspec.Meta(ge=0, le=100)] = 1
     send_again: bool = False
-    wait_s: Seconds = 10.0
+    wait_s: Wait = 10.0
 
     def check(self, world: World) -> None:
         custody_of(world)

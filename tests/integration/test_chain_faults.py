@@ -19,6 +19,7 @@ from tests.integration.custody_world import USDC, WAIT_S, CustodyWorld, custody_
 
 __all__ = ["custody_world"]
 
+WATCHED = "SELECT EXISTS (SELECT FROM watched_chain)"
 CHAIN_FAULTS = (
     "drop_transaction",
     "duplicate_transaction",
@@ -47,8 +48,11 @@ _amounts = itertools.count(USDC)
 @pytest.fixture
 def world(custody_world: CustodyWorld) -> Iterator[CustodyWorld]:
     """The module's world, at rest before a test."""
+    assert wait_until(lambda: custody_world.ask(WATCHED), timeout_s=WAIT_S)
     custody_world.settle()
     yield custody_world
+    # whatever a test that failed has left
+    custody_world.custody.rpc.thaw()
     custody_world.custody.mining(True)
 
 
@@ -174,6 +178,20 @@ def test_a_chain_that_stands_still_itself_is_no_lag(
         fault.inject(world)
     world.custody.mining(True)
     assert fault.heal(world, {})["frozen_at"] is None
+
+
+def test_a_lag_that_nobody_saw_is_none(world: CustodyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chaos.faults.on_chain.REACTION_S", 0.1)
+    custody = world.custody
+    line: Any = SimpleNamespace(
+        freeze=lambda: 0, thaw=custody.rpc.thaw, status=lambda: {"clamped": 7, "frozen_at": 3}
+    )
+    blind: Any = SimpleNamespace(rpc=line, ask=custody.ask, plan=custody.plan)
+    fault = process_fault("lag_chain", lag_s=0.2)
+    with pytest.raises(FaultError, match="nobody asked the node while it was behind"):
+        fault.inject(replace(world, custody=blind))
+    with pytest.raises(FaultError, match="the line still shows block 3"):
+        fault.heal(replace(world, custody=blind), {})
 
 
 # --- withdrawals in the pool

@@ -18,6 +18,7 @@ from tests.integration.custody_world import USDC, WAIT_S, CustodyWorld, custody_
 
 __all__ = ["custody_world"]
 
+WATCHED = "SELECT EXISTS (SELECT FROM watched_chain)"
 TREASURY = 500 * USDC
 BALANCE = "SELECT balance FROM accounts WHERE kind = %s"
 WRONG = "SELECT count(*) FROM reconcile_all_balances() WHERE NOT reconciled"
@@ -33,6 +34,7 @@ def world(custody_world: CustodyWorld) -> Iterator[CustodyWorld]:
     if custody_world.ask(BALANCE, "house_treasury") == 0:
         user = custody_world.bank.users[0]
         custody_world.ask("SELECT record_ledger_entry(user_account(%s), 2, %s, 'fund')", user, TREASURY)
+    assert wait_until(lambda: custody_world.ask(WATCHED), timeout_s=WAIT_S)
     custody_world.settle()
     yield custody_world
     assert not is_paused(custody_world)
