@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from chaos.rpc import Rpc
 from chaos.rpc_control import RpcControl
 from chaos.supervisor import Child, Supervisor
 from chaos.target import Access, TargetError, last_words
+from chaos.vault import load_libraries
 from scenarios.plan import ChainPlan
 
 COMMAND_DEADLINE_S = 60.0
@@ -137,6 +139,7 @@ class Custody:
         assert self._direct is not None
         self._miner = Miner(self._direct, self.plan.block_time_s)
         self._miner.start()
+        threading.Thread(target=load_libraries, name="libraries of the chain", daemon=True).start()
         dsn = self._access.admin_dsn or ""
         self._reconciler = self._supervisor.spawn(
             "reconciler",

@@ -9,6 +9,7 @@ The libraries of the chain are slow to import and needed only with one, so they 
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -79,6 +80,12 @@ class SignedCall:
     hash: str
     raw: str
     nonce: int
+
+
+def load_libraries() -> None:
+    """Import what encodes and signs ahead of time: on a busy machine a fault would wait seconds for it."""
+    for name in ("eth_abi.abi", "eth_account", "eth_utils.crypto"):
+        importlib.import_module(name)
 
 
 # --- the logs
