@@ -241,7 +241,7 @@ class AnvilChain(OwnChain):
         return command
 
     def _read_accounts(self) -> list[ChainAccount]:
-        config = json.loads(self._config.read_text())
+        config = _await_json(self._config)
         return [
             ChainAccount(address=address, private_key=key)
             for address, key in zip(config["available_accounts"], config["private_keys"], strict=True)
@@ -308,6 +308,23 @@ def _chain_id(url: str) -> int | None:
         return int(reply.json()["result"], 16)
     except (httpx.HTTPError, ValueError, TypeError, KeyError):
         return None
+
+
+def _await_json(path: Path) -> Any:
+    """What a file holds once it is whole: anvil answers before it has written its own. Raises ChainError."""
+    found: Any = None
+
+    def is_whole() -> bool:
+        nonlocal found
+        try:
+            found = json.loads(path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        return True
+
+    if not wait_until(is_whole, timeout_s=START_TIMEOUT_S):
+        raise ChainError(f"{path} was not written within {START_TIMEOUT_S:.0f} s")
+    return found
 
 
 def _redacted(url: str) -> str:
