@@ -33,7 +33,7 @@ SELECT status, attempts, sends, tx_hash, block_number FROM books.withdrawals WHE
 
 
 class WaitingPayment(NamedTuple):
-    """A withdrawal's transaction that the node has and no block: the next one of the operator's."""
+    """A withdrawal's transaction that the node has and no block, and that the next block may have."""
 
     withdrawal_id: str
     tx_hash: str
@@ -121,7 +121,7 @@ def await_waiting_payment(custody: Custody, *, timeout_s: float) -> WaitingPayme
 
 
 def waiting_payment(custody: Custody, operator: str) -> WaitingPayment | None:
-    """The operator's next transaction, if it is a withdrawal; raises RpcError."""
+    """The first withdrawal among those of the operator's whose turn has come; raises RpcError."""
     pending = custody.ask("txpool_content")["pending"]
     by_nonce = {
         int(nonce): transaction
@@ -129,21 +129,22 @@ def waiting_payment(custody: Custody, operator: str) -> WaitingPayment | None:
         if sender.lower() == operator
         for nonce, transaction in transactions.items()
     }
-    if not by_nonce:
-        return None
-    nonce = min(by_nonce)
-    transaction = by_nonce[nonce]
-    to_vault = (transaction["to"] or "").lower() == custody.vault.lower()
-    if not to_vault or not is_withdrawal(transaction["input"]):
-        return None
-    withdrawal_id = uuid_of(word_in(transaction["input"]))
-    if withdrawal_id is None:
-        return None
+    for nonce, transaction in sorted(by_nonce.items()):
+        to_vault = (transaction["to"] or "").lower() == custody.vault.lower()
+        if not to_vault or not is_withdrawal(transaction["input"]):
+            continue
+        withdrawal_id = uuid_of(word_in(transaction["input"]))
+        if withdrawal_id is not None:
+            return WaitingPayment(withdrawal_id, transaction["hash"].lower(), nonce, _fees(transaction))
+    return None
+
+
+def _fees(transaction: dict[str, Any]) -> Fees:
     max_fee_wei, tip_wei = (
         int(transaction.get(name, transaction["gasPrice"]), 16)
         for name in ("maxFeePerGas", "maxPriorityFeePerGas")
     )
-    return WaitingPayment(withdrawal_id, transaction["hash"].lower(), nonce, Fees(max_fee_wei, tip_wei))
+    return Fees(max_fee_wei, tip_wei)
 
 
 def await_paid(world: World, withdrawal_id: str, *, blocks: int) -> Payment:
