@@ -18,7 +18,7 @@ import duckdb
 import msgspec
 
 from reports.json_lines import read_lines
-from scenarios.history import ACTIONS, FORMAT, Completion, End, Header, HistoryError, Invoke
+from scenarios.history import ACTIONS, FORMAT, ONCHAIN_ACTIONS, Completion, End, Header, HistoryError, Invoke
 
 REQUEST = {
     "outcome": "BIGINT",
@@ -70,6 +70,8 @@ COLUMNS = {
     "request": "STRUCT(" + ", ".join(f"{name} {kind}" for name, kind in REQUEST.items()) + ")",
     "facts": "STRUCT(" + ", ".join(f"{name} {kind}" for name, kind in FACTS.items()) + ")",
 }
+# What the chain's node is asked instead of the system: it says nothing of how the system served its clients.
+OF_THE_NODE = "action IN (" + ", ".join(f"'{action}'" for action in sorted(ONCHAIN_ACTIONS)) + ")"
 KINDS: dict[str, type[msgspec.Struct]] = {
     "header": Header,
     "invoke": Invoke,

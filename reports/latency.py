@@ -3,6 +3,8 @@
 Response time is what a client of a loaded system meets: from the intended start of an operation to its
 answer, through all its retries. Service time is the one attempt that brought the answer. An operation that
 never got one counts with the time until its client gave up: leaving it out would flatter every percentile.
+
+Deposits are no part of it: they go to the chain's node, and measure the node.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 import msgspec
 
 from reports.evidence import Evidence
+from reports.history_tables import OF_THE_NODE
 from reports.phases import SAMPLE_PHASES
 from reports.verdict import Latency, Threshold
 
@@ -32,7 +35,7 @@ def make_answered(evidence: Evidence) -> None:
                (o.answer_ns - o.intended_ns) / 1e6 AS response_ms,
                coalesce(o.latency_ns, o.answer_ns - o.first_invoke_ns) / 1e6 AS service_ms, p.phase
         FROM operations o JOIN operation_phases p USING (operation)
-        WHERE o.intended_ns >= {origin_ns}
+        WHERE o.intended_ns >= {origin_ns} AND NOT {OF_THE_NODE}
         """
     )
 
@@ -79,7 +82,8 @@ def read_totals(evidence: Evidence) -> dict[str, Any]:
         "fail": fail,
         "info": info,
         "attempts": evidence.scalar(
-            "SELECT count(*) FROM attempts WHERE intended_ns >= ?", evidence.load_started_ns
+            f"SELECT count(*) FROM attempts WHERE intended_ns >= ? AND NOT {OF_THE_NODE}",
+            evidence.load_started_ns,
         ),
         "trades": trades,
         "trades_per_s": round(in_time / load_s, 3) if load_s else 0.0,

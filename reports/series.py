@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports.evidence import Evidence
+from reports.history_tables import OF_THE_NODE
 from reports.latency import make_answered
 
 OUTCOMES = ("ok", "fail", "info")
@@ -146,7 +147,7 @@ def read_rate(evidence: Evidence, origin_ns: int, seconds: int) -> dict[str, Flo
     rows = evidence.db.execute(
         f"""
         SELECT floor((coalesce(complete_ns, invoke_ns) - {origin_ns}) / 1e9)::INT, type, count(*)
-        FROM attempts WHERE invoke_ns >= {origin_ns} GROUP BY 1, 2
+        FROM attempts WHERE invoke_ns >= {origin_ns} AND NOT {OF_THE_NODE} GROUP BY 1, 2
         """
     ).fetchall()
     for second, outcome, count in rows:

@@ -161,6 +161,10 @@ def a_key_belongs_to_one_request(evidence: Evidence) -> Finding:
                 JOIN entries AS e USING (transaction_id)
                 JOIN accounts AS c USING (account_id)
                 WHERE x.kind = 'fund' AND c.kind IN ('user_available', 'house_treasury')
+            ),
+            withdrawn AS (
+                SELECT w.user_id, x.idempotency_key AS key, w.amount_micro
+                FROM withdrawals AS w JOIN transactions AS x USING (transaction_id)
             )
             SELECT user_id, key, 'two requests were answered' AS problem, NULL AS trade_id
             FROM asked WHERE request_hash <> request_hash_max
@@ -181,6 +185,12 @@ def a_key_belongs_to_one_request(evidence: Evidence) -> Finding:
             SEMI JOIN (SELECT * FROM asking WHERE action = 'fund') AS o USING (user_id, key)
             ANTI JOIN asking AS o ON f.user_id = o.user_id AND f.key = o.key
                 AND f.to_user IS NOT DISTINCT FROM o.to_user AND f.amount_micro = o.amount_micro
+            UNION ALL
+            SELECT w.user_id, w.key, 'the withdrawal is not what was asked', NULL
+            FROM withdrawn AS w
+            SEMI JOIN (SELECT * FROM asking WHERE action = 'withdraw') AS o USING (user_id, key)
+            ANTI JOIN (SELECT * FROM asking WHERE action = 'withdraw') AS o
+                ON w.user_id = o.user_id AND w.key = o.key AND w.amount_micro = o.amount_micro
         """,
     )
 
@@ -205,7 +215,7 @@ def every_key_reaches_an_answer(evidence: Evidence) -> Finding:
             WHERE key IS NOT NULL AND type = 'info' AND answer_ns - first_invoke_ns >= {pursued_ns}
                 AND NOT EXISTS (
                     SELECT 1 FROM fault_windows AS w
-                    WHERE o.answer_ns >= w.from_ns
+                    WHERE w.felt AND o.answer_ns >= w.from_ns
                         AND (w.to_ns IS NULL OR o.answer_ns <= w.to_ns + {recovery_ns})
                 )
             UNION ALL

@@ -6,6 +6,7 @@ from reports.breaches import finding
 from reports.evidence import Evidence
 from reports.invariants.idempotency import TRADING, in_this_run, prepare
 from reports.invariants.registry import Finding, invariant
+from reports.keyless_effects import KEYLESS, uncaused
 
 ACKNOWLEDGED = "type = 'ok' AND (key IS NOT NULL OR action = 'create_user')"
 
@@ -20,6 +21,7 @@ def acknowledged_operations_are_durable(evidence: Evidence) -> Finding:
             WITH told AS (
                 SELECT operation, attempt, action, user_id, key, trade_id, transaction_id, market_id,
                     market_version, cost_micro, fee_micro, r_shares_micro, account_version, balance_micro,
+                    withdrawal_id, amount_micro,
                     CASE WHEN action = 'fund' THEN to_user ELSE user_id END AS owner, r_user_id
                 FROM attempts WHERE {ACKNOWLEDGED}
             ),
@@ -38,13 +40,18 @@ def acknowledged_operations_are_durable(evidence: Evidence) -> Finding:
                 UNION ALL
                 SELECT t.*, 'no such transaction' FROM told AS t
                 LEFT JOIN transactions AS x ON x.transaction_id = t.transaction_id
-                WHERE action IN ('fund', 'create_market') AND
+                WHERE action IN ('fund', 'create_market', 'withdraw') AND
                     (x.user_id, x.idempotency_key, x.kind) IS DISTINCT FROM (t.user_id, t.key, t.action)
                 UNION ALL
                 SELECT t.*, 'no such market, or not closed by it' FROM told AS t
                 LEFT JOIN markets AS m ON m.market_id = t.market_id
                 WHERE (action = 'create_market' AND m.market_id IS NULL)
                     OR (action = 'close_market' AND m.closed_version IS DISTINCT FROM t.market_version)
+                UNION ALL
+                SELECT t.*, if(w.withdrawal_id IS NULL, 'no such withdrawal', 'the withdrawal says otherwise')
+                FROM told AS t LEFT JOIN withdrawals AS w USING (withdrawal_id)
+                WHERE action = 'withdraw' AND (w.user_id, w.transaction_id, w.amount_micro)
+                    IS DISTINCT FROM (t.user_id, t.transaction_id, t.amount_micro)
                 UNION ALL
                 SELECT t.*, 'no such account' FROM told AS t
                 LEFT JOIN own ON own.owner = t.r_user_id
@@ -59,7 +66,7 @@ def acknowledged_operations_are_durable(evidence: Evidence) -> Finding:
             )
             SELECT operation, attempt, any_value(action) AS action, any_value(user_id) AS user_id,
                 any_value(key) AS key, min(problem) AS problem, any_value(transaction_id) AS transaction_id,
-                any_value(trade_id) AS trade_id
+                any_value(trade_id) AS trade_id, any_value(withdrawal_id) AS withdrawal_id
             FROM problems GROUP BY operation, attempt
         """,
     )
@@ -67,7 +74,12 @@ def acknowledged_operations_are_durable(evidence: Evidence) -> Finding:
 
 @invariant(group="idempotency", unit="transactions")
 def operations_are_all_or_nothing(evidence: Evidence) -> Finding:
-    """An effect is whole: transaction, trade, price, entries of its amounts, the answer under its key."""
+    """An effect is whole: transaction, trade, price, entries of its amounts, the answer under its key.
+
+    That of a withdrawal is its row, and its amount from the user into what is in flight. What the system does
+    by itself with what is deposited and withdrawn is for the invariants of the chain.
+    """
+    of_withdrawals = OF_WITHDRAWALS if evidence.has_chain else ""
     return finding(
         evidence,
         examined="SELECT count(*) FROM transactions",
@@ -77,6 +89,7 @@ def operations_are_all_or_nothing(evidence: Evidence) -> Finding:
                     sum(credit_micro - debit_micro) FILTER (c.kind = 'user_available') AS user_micro,
                     sum(credit_micro - debit_micro) FILTER (c.kind = 'market_pool') AS pool_micro,
                     coalesce(sum(credit_micro - debit_micro) FILTER (c.kind = 'house_fees'), 0) AS fee_micro,
+                    sum(credit_micro - debit_micro) FILTER (c.kind = 'withdraw_in_flight') AS in_flight_micro,
                     any_value(c.user_id) FILTER (c.kind = 'user_available') AS user_id,
                     any_value(c.market_id) FILTER (c.kind = 'market_pool') AS market_id
                 FROM entries AS e JOIN accounts AS c USING (account_id) GROUP BY e.transaction_id
@@ -112,6 +125,7 @@ def operations_are_all_or_nothing(evidence: Evidence) -> Finding:
                 WHERE (m.user_id, m.market_id, m.pool_micro, m.fee_micro, m.user_micro) IS DISTINCT FROM
                     (d.user_id, d.market_id, if(d.side = 'buy', d.cost_micro, -d.cost_micro), d.fee_micro,
                     if(d.side = 'buy', -d.cost_micro - d.fee_micro, d.cost_micro - d.fee_micro))
+                {of_withdrawals}
             )
             SELECT transaction_id, list_sort(list(DISTINCT problem)) AS problems FROM problems
             GROUP BY transaction_id
@@ -119,21 +133,48 @@ def operations_are_all_or_nothing(evidence: Evidence) -> Finding:
     )
 
 
+OF_WITHDRAWALS = """
+                UNION ALL
+                SELECT transaction_id, 'no withdrawal' FROM transactions ANTI JOIN withdrawals
+                    USING (transaction_id)
+                WHERE kind = 'withdraw'
+                UNION ALL
+                SELECT transaction_id, 'no transaction' FROM withdrawals
+                ANTI JOIN (SELECT transaction_id FROM transactions WHERE kind = 'withdraw')
+                    USING (transaction_id)
+                UNION ALL
+                SELECT transaction_id, 'two withdrawals' FROM withdrawals GROUP BY transaction_id
+                HAVING count(*) > 1
+                UNION ALL
+                SELECT w.transaction_id, 'its entries are not its amount' FROM withdrawals AS w
+                JOIN moved AS m USING (transaction_id)
+                WHERE (m.user_id, m.user_micro, m.in_flight_micro, m.entries)
+                    IS DISTINCT FROM (w.user_id, -w.amount_micro, w.amount_micro, 2)
+"""
+
+
 @invariant(group="idempotency", unit="transactions, keys and closings")
 def every_effect_has_a_cause(evidence: Evidence) -> Finding:
-    """Nothing is in the books of this run that nobody asked for."""
+    """Nothing is in the books of this run that nobody asked for.
+
+    What a system with a chain does without a key has its cause in its deposits, receivables and withdrawals;
+    and a deposit's cause is a client that sent it, or a fault that did.
+    """
     prepare(evidence)
     new = in_this_run(evidence)
+    keyed = f"idempotency_key IS NOT NULL OR kind NOT IN {KEYLESS}" if evidence.has_chain else "true"
     effects = f"""
         SELECT user_id, idempotency_key AS key, kind AS what, transaction_id, NULL AS market_id
-        FROM transactions WHERE {new}
+        FROM transactions WHERE {new} AND ({keyed})
         UNION ALL
         SELECT user_id, idempotency_key, 'key', transaction_id, NULL FROM idempotency_keys WHERE {new}
     """
     closed = f"SELECT market_id FROM markets WHERE closed_version IS NOT NULL AND {new}"
+    keyless = f"SELECT transaction_id FROM transactions WHERE {new} AND NOT ({keyed})"
     return finding(
         evidence,
-        examined=f"SELECT (SELECT count(*) FROM ({effects})) + (SELECT count(*) FROM ({closed}))",
+        examined=f"""SELECT (SELECT count(*) FROM ({effects})) + (SELECT count(*) FROM ({closed}))
+            + (SELECT count(*) FROM ({keyless})) + (SELECT count(*) FROM deposits)""",
         breaches=f"""
             SELECT user_id, key, what, transaction_id, market_id FROM ({effects})
             ANTI JOIN asked USING (user_id, key)
@@ -141,5 +182,6 @@ def every_effect_has_a_cause(evidence: Evidence) -> Finding:
             SELECT NULL, NULL, 'closing', NULL, market_id FROM ({closed}) AS m
             ANTI JOIN (SELECT market FROM attempts WHERE action = 'close_market') AS a
                 ON m.market_id = a.market
+            {f"UNION ALL BY NAME ({uncaused(new)})" if evidence.has_chain else ""}
         """,
     )

@@ -102,7 +102,10 @@ def running_balances_are_continuous(evidence: Evidence) -> Finding:
 @invariant(group="ledger", unit="balances")
 @probed
 def no_account_goes_below_its_floor(evidence: Evidence) -> Finding:
-    """No balance was below its account's floor at any version; that of the outside was never above zero."""
+    """No balance was below its account's floor at any version; that of the outside was never above zero.
+
+    Nor was what users owe, which is a balance of the outside's sort.
+    """
     balances = """
         SELECT account_id, account_version, balance_after_micro AS balance_micro FROM entries
         UNION ALL
@@ -114,7 +117,8 @@ def no_account_goes_below_its_floor(evidence: Evidence) -> Finding:
         breaches=f"""
             SELECT account_id, account_version, kind, a.user_id, a.market_id, b.balance_micro, floor_micro
             FROM ({balances}) AS b JOIN accounts AS a USING (account_id)
-            WHERE b.balance_micro < floor_micro OR (kind = 'external_onchain' AND b.balance_micro > 0)
+            WHERE b.balance_micro < floor_micro
+                OR (kind IN ('external_onchain', 'suspense_receivable') AND b.balance_micro > 0)
         """,
     )
 

@@ -20,12 +20,16 @@ from reports.serializability import NEVER, Breaches, Integers, Links, find_breac
 READS = "('read_market', 'read_account', 'read_ledger')"
 TRADING = "('buy_amount', 'buy_shares', 'sell', 'buy_closed')"
 
-# What ok replies told of versions. A trade tells its market's and its user's, a funding its receiver's.
+# What ok replies told of versions. A trade tells its market's and its user's, a funding its receiver's, a
+# withdrawal its user's. Of a withdrawal's states one only is left for good: once under way, or ended, it is
+# not merely reserved any more; what a block had paid may be on its way again when the block has gone.
 TOLD = f"""
 CREATE TEMP TABLE told AS
 WITH replies AS (
-    SELECT operation, action IN {READS} AS is_read, invoke_ns, complete_ns, market_id, market_version,
-        CASE WHEN action = 'fund' THEN coalesce(to_user, r_user_id) ELSE user_id END AS owner, account_version
+    SELECT operation, action IN {READS} OR action = 'read_withdrawal' AS is_read, invoke_ns, complete_ns,
+        market_id, market_version,
+        CASE WHEN action = 'fund' THEN coalesce(to_user, r_user_id) ELSE user_id END AS owner,
+        account_version, withdrawal_id, withdrawal_status
     FROM attempts WHERE type = 'ok'
 )
 SELECT operation, is_read, invoke_ns, complete_ns, 'market ' || market_id AS object, market_version AS version
@@ -33,6 +37,10 @@ FROM replies WHERE market_version IS NOT NULL
 UNION ALL
 SELECT operation, is_read, invoke_ns, complete_ns, 'account of ' || owner, account_version
 FROM replies WHERE account_version IS NOT NULL AND owner IS NOT NULL
+UNION ALL
+SELECT operation, is_read, invoke_ns, complete_ns, 'withdrawal ' || withdrawal_id,
+    (withdrawal_status <> 'reserved')::BIGINT
+FROM replies WHERE withdrawal_id IS NOT NULL AND withdrawal_status IS NOT NULL
 """
 # Who wrote which version. `operations.end_ns` is null where no ok came; then only the invocation bounds it.
 WRITTEN = f"""
@@ -48,9 +56,17 @@ own AS (
 SELECT o.operation, o.action, o.first_invoke_ns AS invoke_ns, o.end_ns, false AS is_read,
     CASE WHEN f.market_version IS NOT NULL THEN f.market_id END AS market_id, f.market_version,
     own.account_id, own.account_version
-FROM (SELECT * FROM operations WHERE action IN ('fund', 'create_market') OR action IN {TRADING}) AS o
+FROM (
+    SELECT * FROM operations WHERE action IN ('fund', 'create_market', 'withdraw') OR action IN {TRADING}
+) AS o
 JOIN effects AS f ON f.user_id = o.user_id AND f.idempotency_key = o.key
 LEFT JOIN own ON own.transaction_id = f.transaction_id
+UNION ALL
+-- credited some time after it was sent: the answer to its client is the node's, and no bound
+SELECT o.operation, o.action, o.first_invoke_ns, NULL, false, NULL, NULL, own.account_id, own.account_version
+FROM (SELECT * FROM operations WHERE action = 'deposit') AS o
+JOIN deposits AS d ON d.tx_hash = o.tx_hash
+JOIN own ON own.transaction_id = d.transaction_id
 UNION ALL
 SELECT o.operation, o.action, o.first_invoke_ns, o.end_ns, false, m.market_id, m.closed_version, NULL, NULL
 FROM operations AS o JOIN markets AS m ON m.market_id = o.market

@@ -28,7 +28,7 @@ class CustodyBooks(Books):
         self.in_flight = self._account("withdraw_in_flight")
         self.owed = self._account("suspense_receivable")
         self.views["accounts"][self.owed - 1]["floor_micro"] = None
-        self.outbox = Outbox(self.views["outbox_events"], lambda: self.wall)
+        self.outbox = Outbox(self)
         self.wallets: dict[str, str] = {}
         self.paused = False
         self.head = (FIRST_BLOCK, "")  # of the watcher's last look
@@ -272,6 +272,8 @@ class CustodyBooks(Books):
                 self._seen(log)
         payments = chain.logs("payment", above=booked)
         for row in self.views["withdrawals"]:
+            if row["status"] in ("final", "returned"):
+                continue
             paid_by = [log for log in payments if self._paid_by(log) is row]
             if not paid_by and row["status"] == "mined":
                 row.update(status="sent", block_number=None, block_hash=None, changed_at=self.wall)

@@ -38,7 +38,7 @@ from tests.golden.build import (
 from tests.golden.chain import CONFIRMATIONS, OPERATOR, Transaction, address_of, hash_of, payment_of
 from tests.golden.market import START_NS
 from tests.golden.money_recorder import BLOCK_NS, REFUSED, UNMARKED, WITHHELD, GoldenMoneyRun
-from tests.golden.reconciliation import change_platform
+from tests.golden.reconciliation import CRITICAL_MICRO, change_platform
 from tests.golden.recorder import MS, S
 
 DORMANT = ("u5", "u6")
@@ -227,7 +227,7 @@ def _plant_a_pair(run: GoldenMoneyRun) -> None:
     """Two accounts that are wrong by as much, up and down: the total cannot see it."""
     fault = run.begin_fault("plant_drift")
     facts: dict[str, Any] = {"kind": "pair", "drift_micro": 0, "account_drift_micro": 2 * PAIR_MICRO}
-    facts |= {"from_unix_ns": run.unix_ns, "by_unix_ns": run.unix_ns}
+    facts |= {"from_block": None, "from_unix_ns": run.unix_ns, "by_unix_ns": run.unix_ns}
     up, down = (run.books.account("user_available", user_id=user) for user in DORMANT)
     up["balance_micro"] += PAIR_MICRO
     down["balance_micro"] -= PAIR_MICRO
@@ -235,7 +235,8 @@ def _plant_a_pair(run: GoldenMoneyRun) -> None:
     run.fault("landed", fault_id=fault, fault="plant_drift", **facts)
     up["balance_micro"] -= PAIR_MICRO
     down["balance_micro"] += PAIR_MICRO
-    facts = {"removed_from_unix_ns": run.unix_ns, "removed_by_unix_ns": run.unix_ns, "words": []}
+    facts = {"to_block": None, "removed_from_unix_ns": run.unix_ns, "removed_by_unix_ns": run.unix_ns}
+    facts |= {"words": []}
     _resume(run)
     run.fault("healed", fault_id=fault, fault="plant_drift", **facts, resumed=True)
 
@@ -244,7 +245,15 @@ def _find(run: GoldenMoneyRun) -> dict[str, Any]:
     """The next block's reconciliation finds what was planted."""
     run.pass_blocks(1)
     found = run.rows("reconciliations")[-1]
-    return {"run_id": found["run_id"], "paused": found["paused_at"] is not None, "found_after_s": 0.5}
+    return {
+        "run_id": found["run_id"],
+        "verdict": found["verdict"],
+        "found_micro": found["difference_micro"],
+        "found_account_micro": found["account_drift_micro"],
+        "found_after_s": 0.5,
+        "critical_micro": CRITICAL_MICRO,
+        "paused": found["paused_at"] is not None,
+    }
 
 
 def _resume(run: GoldenMoneyRun) -> None:

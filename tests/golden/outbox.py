@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-from collections.abc import Callable
 
-from tests.golden.market import Row
+from tests.golden.market import Books, Row
 
 ATTEMPTS_MAX = 4
 
-Wall = Callable[[], datetime.datetime]
-
 
 class Outbox:
-    """The events of one system, in the order in which they were enqueued."""
+    """The events of one system's books, in the order in which they were enqueued."""
 
-    def __init__(self, events: list[Row], wall: Wall) -> None:
-        self.events = events
-        self._wall = wall
+    def __init__(self, books: Books) -> None:
+        self._books = books
+
+    @property
+    def events(self) -> list[Row]:
+        return self._books.views["outbox_events"]
 
     def enqueue(
         self, aggregate_type: str, aggregate_id: str, event_type: str, payload: Row, dedup_key: str
@@ -38,7 +37,7 @@ class Outbox:
                 "attempts": 0,
                 "lease_token": 0,
                 "last_error": None,
-                "created_at": self._wall(),
+                "created_at": self._books.wall,
                 "delivered_at": None,
                 "died_at": None,
             }
@@ -68,7 +67,7 @@ class Outbox:
 
     def mark_delivered(self, event: Row) -> None:
         event["status"] = "delivered"
-        event["delivered_at"] = self._wall()
+        event["delivered_at"] = self._books.wall
 
     def mark_failed(self, event: Row, error: str) -> None:
         """A failed attempt; the last one is the event's death, which is an event itself."""
@@ -76,7 +75,7 @@ class Outbox:
         if event["attempts"] < ATTEMPTS_MAX:
             return
         event["status"] = "dead"
-        event["died_at"] = self._wall()
+        event["died_at"] = self._books.wall
         grave = f"{event['event_id']}:{event['lease_token']}"
         title = f"Dead letter {event['event_id']}: {event['event_type']}"
         payload = {"title": title, "event_id": event["event_id"], "dedup_key": event["dedup_key"]}

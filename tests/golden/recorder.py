@@ -29,6 +29,14 @@ PLAN: Row = {
     "service": {"recovery_s": 3.0},
 }
 
+# What the faults of money in and out hit.
+TARGETS = {
+    "replace_transaction": "chain",
+    "reorganise": "chain",
+    "poison_event": "receiver",
+    "plant_drift": "custody",
+}
+
 
 def entry_digest(entry: Row) -> str:
     """What the probe keeps of an entry: md5 of its fields joined by |."""
@@ -152,6 +160,7 @@ class GoldenRun(Actions):
         self, state: str, *, fault_id: str = "f001", fault: str = "drop_reply", **evidence: Any
     ) -> None:
         row: Row = {"time_ns": self.tick(), "fault_id": fault_id, "fault": fault, "state": state}
+        row |= {"target": TARGETS[fault]} if fault in TARGETS else {}
         self.faults.append(row | ({"evidence": evidence} if evidence else {}))
 
     def observe(self) -> None:

@@ -6,12 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from reports.evidence import open_evidence
 from reports.invariants import trial
 from reports.invariants.registry import Finding, Invariant, load_registry
-from tests.golden import GoldenRun, golden_run
+from tests.golden import GoldenRun, golden_money_run, golden_run
 from tests.golden.files import write_lines
 from tests.golden.recorder import MS, S
 
@@ -96,6 +97,32 @@ def test_a_stage_and_an_action_without_operations_are_doubted(tmp_path: Path) ->
     )
 
 
+def test_the_golden_run_with_a_chain_leaves_no_doubt(tmp_path: Path) -> None:
+    found = doubts(golden_money_run().write(tmp_path / "run"), list(TRIAL))
+    assert {name: finding.unresolved for name, finding in found.items()} == dict.fromkeys(TRIAL)
+    assert found["every_fault_landed"].examined == 8
+    assert found["every_phase_was_exercised"].examined == 8
+
+
+def test_deposits_alone_exercise_no_stage(tmp_path: Path) -> None:
+    run = golden_money_run()
+    run.plan["plan"]["stages"].append({"name": "late", "users": 4, "hold_s": 20.0})
+    run.tick(10 * S)
+    run.do(run.deposit("u1", 1_000_000))
+    found = doubt(run, "every_phase_was_exercised", tmp_path)
+    assert found.unresolved == "no operation in stage late"
+
+
+def test_an_action_of_the_chain_without_an_answer_is_doubted(tmp_path: Path) -> None:
+    run = golden_money_run()
+    names = {row["operation"] for row in run.history if row.get("action") == "deposit"}
+    for row in run.history:
+        if row["operation"] in names and row["type"] == "ok":
+            row |= {"type": "info", "error": "reset"}
+    found = doubt(run, "every_phase_was_exercised", tmp_path)
+    assert found.unresolved == "no operation in action deposit"
+
+
 def test_a_replay_counts_as_its_action(tmp_path: Path) -> None:
     run = golden_run()
     run.plan["plan"]["mix"] |= {"replay": 1.0}
@@ -137,7 +164,7 @@ def test_a_checker_that_overlooks_its_canary_is_doubted(
     monkeypatch.setattr(trial, "CANARIES", canaries)
     found = doubt(golden_run(), "canaries_are_caught", tmp_path)
     assert found.witness == [
-        {"invariant": "a_key_applies_once", "problem": "it saw nothing in 31 keys"},
+        {"invariant": "a_key_applies_once", "problem": "it saw nothing in 44 keys"},
         {"invariant": "the_service_recovers", "problem": "it has no canary"},
     ]
     assert (found.unresolved or "").startswith("2 of ")
@@ -160,11 +187,19 @@ def test_a_canary_leaves_no_trace_for_the_next(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_the_canaries_share_the_golden_run(tmp_path: Path) -> None:
-    golden_run().write(tmp_path / "run")
+def test_the_canaries_share_the_golden_run_with_a_chain(tmp_path: Path) -> None:
+    made = golden_money_run().write(tmp_path / "run")
     packaged = trial.CANARIES / "run"
-    for path in sorted(packaged.rglob("*.json*")):
-        assert path.read_text() == (tmp_path / "run" / path.relative_to(packaged)).read_text(), path.name
+    names = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(packaged)) for path in packaged.rglob("*") if path.is_file())
+    with duckdb.connect() as db:
+        for name in names:
+            one, other = packaged / name, made / name
+            if name.endswith(".parquet"):
+                differing = db.execute(f"SELECT count(*) FROM (FROM '{one}' EXCEPT ALL FROM '{other}')")
+                assert differing.fetchone() == (0,), name
+            else:
+                assert one.read_text() == other.read_text(), name
 
 
 def test_a_generator_that_begins_late_is_doubted(tmp_path: Path) -> None:
