@@ -100,6 +100,17 @@ def test_an_arrival_without_key_or_title_is_kept_all_the_same(receiver: Received
     assert len(receiver.rows()) == 2
 
 
+@pytest.mark.parametrize("way", [b"HTTP/1.1\r\nConnection: Close", b"HTTP/1.0\r\nX-Other: 1"])
+def test_a_sender_that_wants_its_connection_closed_has_it_closed(way: bytes, receiver: Received) -> None:
+    with socket.create_connection(("127.0.0.1", receiver.port), timeout=TIMEOUT_S) as sender:
+        sender.sendall(b"POST / " + way + b"\r\nContent-Length: 2\r\n\r\n{}")
+        answer = b""
+        while piece := sender.recv(65536):
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.endswith(b"{}")
+
+
 def test_a_held_answer_is_in_effect_before_it_is_given(receiver: Received) -> None:
     receiver.control.hold_next("b")
     assert receiver.deliver("a") == 200

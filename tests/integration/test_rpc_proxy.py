@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -37,9 +38,11 @@ from tests.integration.broken_line import (
 )
 from tests.integration.chain_desk import ChainDesk
 from tests.integration.proxied import is_reset, receive
-from tests.integration.recording_server import RESET, RecordingServer, ok
+from tests.integration.recording_server import RESET, Arrival, RecordingServer, ok
 
 __all__ = ["chain", "chain_supervisor", "desk", "line"]
+
+PATIENCE_S = 0.3  # for what must not happen
 
 
 # --- what passes
@@ -79,15 +82,47 @@ def test_every_byte_passes_once(name: str, reply: str, supervisor: Supervisor) -
 
 def test_pipelined_calls_arrive_one_at_a_time_and_in_order(supervisor: Supervisor) -> None:
     calls = [request_of("eth_chainId", number=number) for number in range(20)]
+    slow = threading.Event()
+
+    def answer(arrival: Arrival) -> bytes:
+        assert slow.wait(TIMEOUT_S)
+        return ok(arrival.raw)
+
     with (
-        RecordingServer(lambda arrival: ok(arrival.raw)) as node,
+        RecordingServer(answer) as node,
         line_to(supervisor, f"http://127.0.0.1:{node.port}") as line,
         client_of(line) as client,
     ):
-        client.sendall(b"".join(calls))
+        client.sendall(calls[0])
+        node.await_arrivals(1)
+        client.sendall(b"".join(calls[1:]))
+        assert not wait_until(lambda: len(node.arrivals) > 1, timeout_s=PATIENCE_S)
+        slow.set()
         expected = b"".join(ok(call) for call in calls)
         assert receive(client, len(expected)) == expected
         assert [arrival.raw for arrival in node.arrivals] == calls
+
+
+def test_a_caller_that_does_not_wait_is_read_from_later(supervisor: Supervisor) -> None:
+    call = request_of("eth_chainId", "x" * 8192)
+    with (
+        RecordingServer(lambda _: ok(b"{}")) as node,
+        line_to(supervisor, f"http://127.0.0.1:{node.port}") as line,
+        client_of(line) as client,
+    ):
+        hold = line.control.hold("eth_chainId")
+        client.sendall(call)
+        assert hold.wait(TIMEOUT_S) is not None
+        client.settimeout(1)
+        sent = 0
+        with pytest.raises(TimeoutError):  # noqa: PT012  when the buffers of the kernel are full
+            while sent < 64 << 20:
+                sent += client.send(call[sent % len(call) :])
+        assert sent < 64 << 20
+        client.settimeout(TIMEOUT_S)
+        hold.deliver()
+        expected = ok(b"{}") * (1 + sent // len(call))
+        assert receive(client, len(expected)) == expected
 
 
 def test_the_line_counts_by_method(line: Line) -> None:
