@@ -48,7 +48,7 @@ def refused(line: CommandLine, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--plan", "gale"], "no plan 'gale': the plans are ci, launch, quick, or name a .toml file"),
+        (["run", "--plan", "gale"], "no plan 'gale': the plans are ci, hot, launch, money, quick, or name a"),
         (["run", "--plan", "gale.toml"], "no plan 'gale.toml'"),
         (["run", "--trade-strategy", "hope"], "'hope' is none of batch, row_lock, optimistic"),
         (["serve", "--trade-strategy", "hope"], "'hope' is none of batch, row_lock, optimistic"),

@@ -161,7 +161,7 @@ def test_what_is_not_text_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_plan_is_told_the_known_ones() -> None:
     with pytest.raises(
-        PlanError, match=r"no plan 'quik': the plans are ci, launch, quick, or name a \.toml file"
+        PlanError, match=r"no plan 'quik': the plans are ci, hot, launch, money, quick, or name a \.toml file"
     ):
         load_plan("quik")
 

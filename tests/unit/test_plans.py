@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
+import msgspec
 import pytest
 
-from chaos.faults import FAULTS
+from chaos.faults import FAULTS, ProcessFault, make_fault
 from scenarios.plan import SCENARIOS, Plan, load_plan, plan_names
 
 TRADING_FAULTS = {
@@ -62,14 +64,34 @@ def test_a_plan_of_trading_injects_every_fault_of_trading(name: str) -> None:
     assert {fault.fault for fault in load_plan(name).faults} >= TRADING_FAULTS
 
 
-def test_money_injects_every_fault_of_money_in_and_out() -> None:
-    faults = load_plan("money").faults
-    assert {fault.fault for fault in faults} >= MONEY_FAULTS
-    assert {fault.options.get("kind") for fault in faults if fault.fault == "plant_drift"} == {
-        "plus",
-        "minus",
-        "pair",
-    }
+def options_of(plan: Plan, fault: str) -> list[dict[str, Any]]:
+    """The options of each of a plan's injections of a fault, with the defaults of those not given."""
+    made = [make_fault(fault, one.options) for one in plan.faults if one.fault == fault]
+    return [msgspec.structs.asdict(one) for one in made]
+
+
+def test_money_injects_every_fault_of_money_in_and_out_in_every_way() -> None:
+    plan = load_plan("money")
+    assert {fault.fault for fault in plan.faults} >= MONEY_FAULTS
+    kills = [(one["moment"], one["of"]) for one in options_of(plan, "kill_relay")]
+    assert sorted(kills) == list(itertools.product(("before_mark", "in_mark"), ("notice", "withdrawal")))
+    assert {one["of"] for one in options_of(plan, "pause_relay")} == {"notice", "withdrawal"}
+    assert {one["kind"] for one in options_of(plan, "plant_drift")} == {"plus", "minus", "pair"}
+    reorganisations = options_of(plan, "reorganise")
+    assert {one["drop"] > 0 for one in reorganisations} == {True, False}
+    assert {one["send_again"] for one in reorganisations} == {True, False}
+
+
+def test_in_money_each_fault_has_time_of_its_own() -> None:
+    plan = load_plan("money")
+    processes = [fault for fault in plan.faults if issubclass(FAULTS[fault.fault], ProcessFault)]
+    for one, following in itertools.pairwise(sorted(processes, key=lambda fault: fault.at_s)):
+        # as long as it takes a poisoned event to die, or anything else to happen
+        assert following.at_s - one.at_s >= (12 if one.fault == "poison_event" else 3)
+
+
+def test_money_lasts_a_little_more_than_two_minutes() -> None:
+    assert 120 <= load_plan("money").load_s <= 150
 
 
 @pytest.mark.parametrize("name", ["money", "quick"])
