@@ -38,7 +38,7 @@ from scenarios.venue import SetupError
 from scenarios.wire import resolve
 
 PROJECT = Path(__file__).resolve().parent.parent
-ADHOC_PLANS = {"hot_market": "quick", "money_in_out": "money"}
+ADHOC_PLANS = {"hot_market": "hot", "money_in_out": "money"}
 ABANDON_GRACE_S = 2.0
 WORKERS_READY_TIMEOUT_S = 120.0
 VENUE_MESSAGE = "seatrial_venue"
