@@ -33,7 +33,8 @@ def acknowledged_operations_are_durable(evidence: Evidence) -> Finding:
                 SELECT t.*,
                     if(d.trade_id IS NULL, 'no such trade', 'the trade says otherwise') AS problem
                 FROM told AS t LEFT JOIN trades AS d USING (trade_id)
-                WHERE action IN {TRADING} AND (d.user_id, d.idempotency_key, d.transaction_id, d.market_id,
+                WHERE action IN {TRADING} AND t.withdrawal_id IS NULL
+                    AND (d.user_id, d.idempotency_key, d.transaction_id, d.market_id,
                     d.market_version, d.cost_micro, d.fee_micro, d.shares_micro) IS DISTINCT FROM
                     (t.user_id, t.key, t.transaction_id, t.market_id, t.market_version, t.cost_micro,
                     t.fee_micro, t.r_shares_micro)
@@ -50,7 +51,8 @@ def acknowledged_operations_are_durable(evidence: Evidence) -> Finding:
                 UNION ALL
                 SELECT t.*, if(w.withdrawal_id IS NULL, 'no such withdrawal', 'the withdrawal says otherwise')
                 FROM told AS t LEFT JOIN withdrawals AS w USING (withdrawal_id)
-                WHERE action = 'withdraw' AND (w.user_id, w.transaction_id, w.amount_micro)
+                WHERE (action = 'withdraw' OR t.withdrawal_id IS NOT NULL)
+                    AND (w.user_id, w.transaction_id, w.amount_micro)
                     IS DISTINCT FROM (t.user_id, t.transaction_id, t.amount_micro)
                 UNION ALL
                 SELECT t.*, 'no such account' FROM told AS t
