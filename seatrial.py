@@ -65,9 +65,9 @@ def usage_errors() -> Iterator[None]:
     """Turn every error that means «the command, plan or target is wrong» into a message and exit code 2."""
     from chaos.bench import BenchError
     from chaos.chain import ChainError
+    from chaos.control_line import ControlError
     from chaos.faults import FaultError
     from chaos.postgres import PostgresError
-    from chaos.proxy_control import ProxyError
     from chaos.supervisor import SupervisorError
     from chaos.target import TargetError
     from reports.evidence import RunError
@@ -85,7 +85,7 @@ def usage_errors() -> Iterator[None]:
         BenchError,
         PostgresError,
         ChainError,
-        ProxyError,
+        ControlError,
         SupervisorError,
         FaultError,
         RunError,
