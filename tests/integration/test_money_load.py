@@ -271,3 +271,20 @@ def refused(run: Path, server: MarketServer, chain: str) -> str:
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
     return ended.stderr.splitlines()[-1]
+
+
+def test_a_load_without_a_chain_does_not_pay_for_one() -> None:
+    """eth_account takes half a second and 30 MB in every process that imports it."""
+    code = (
+        "import sys, scenarios.engine, scenarios.shapes, scenarios.users\n"
+        "print([name for name in sys.modules if name.partition('.')[0] in ('eth_account', 'eth_abi', 'web3')])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=END_TIMEOUT_S,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout.strip()) == (0, "[]"), ended.stderr
