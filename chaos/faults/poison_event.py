@@ -65,8 +65,10 @@ class PoisonEvent(ProcessFault, frozen=True, kw_only=True, forbid_unknown_fields
             event = first_event(connection, OF_KEY, key)
             if event is None:
                 raise FaultError(f"the outbox has no event {key!r} that is to be delivered")
-            dead = await_event(world, event.event_id, lambda one: one.status == "dead", timeout_s=DEAD_S_MAX)
-            if dead is None:
+            dead = await_event(
+                world, event.event_id, lambda one: one.status != "pending", timeout_s=DEAD_S_MAX
+            )
+            if dead is None or dead.status != "dead":
                 now = read_event(connection, event.event_id)
                 raise FaultError(f"event {event.event_id} is {now.status} after {now.attempts} refusals")
             dead_s = round(time.monotonic() - began, 3)

@@ -16,11 +16,14 @@ from typing import Any
 
 import pytest
 
+from reports.invariants.registry import load_registry
 from tests.e2e.conftest import command_line  # noqa: F401  the same fixture
 
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 PLAN = HERE / "plan.toml"
+MONEY_PLAN = HERE / "money_plan.toml"
+MONEY = {known.name for known in load_registry() if known.group in ("outbox", "chain")}
 AT_ONCE = 3  # a run mostly waits; more of them would make each other late
 RUN_DEADLINE_S = 180
 
@@ -58,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def run_planted(name: str, runs: Path, data: Path) -> Judged:
     """A whole run against the reference server with this bug, by a plan of its own where it has one."""
     own_plan = HERE / f"{name}.toml"
-    plan = own_plan if own_plan.is_file() else PLAN
+    plan = own_plan if own_plan.is_file() else MONEY_PLAN if name in MONEY else PLAN
     server = shlex.join([sys.executable, "-m", "tests.planted.launch", name])
     command = [sys.executable, str(PROJECT / "seatrial.py"), "run", "--plan", str(plan), "--seed", "1"]
     command += ["--postgres", "embedded", "--server-command", server, "--runs", str(runs / name)]

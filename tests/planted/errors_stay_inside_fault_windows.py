@@ -9,6 +9,8 @@ from reference_server.replies import Receive
 from reference_server.sequencer import Reply
 from reference_server.trading import TradeEndpoint
 
+COMMANDS = ("serve",)
+
 
 def plant() -> None:
     """Lose the reply between the database and the client."""

@@ -9,6 +9,8 @@ from hashlib import sha256
 from reference_server.idempotency import KeysInFlight
 from reference_server.problem import Problem
 
+COMMANDS = ("serve",)
+
 
 def plant() -> None:
     """Keep one key in forty for ever, from before its first use."""

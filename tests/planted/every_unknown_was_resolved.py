@@ -8,6 +8,7 @@ import psycopg
 
 from tests.planted.arguments import dsn_of_server
 
+COMMANDS = ("serve",)
 LASTS_S = 120
 
 

@@ -1,6 +1,7 @@
-"""The reference server with one planted bug: `python -m tests.planted.launch INVARIANT install|serve ...`.
+"""The reference server with one planted bug: `python -m tests.planted.launch INVARIANT install|serve|...`.
 
-Takes the place of `python -m reference_server` in `seatrial run --server-command`.
+Takes the place of `python -m reference_server` in `seatrial run --server-command`. A bug is SQL that changes
+the schema after `install`, or a module whose plant() changes the processes named in its COMMANDS, or both.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 
+from reference_server.__main__ import COMMANDS
 from reference_server.__main__ import main as reference_main
 from reports.invariants.registry import load_registry
 
@@ -51,14 +53,22 @@ def apply_sql(name: str, arguments: list[str]) -> None:
         connection.execute(patch.read_text(encoding="utf-8").encode())
 
 
+def plant(name: str, command: str) -> None:
+    """Change this process, if the bug is one of processes and this is one of them."""
+    if (HERE / f"{name}.py").is_file():
+        module = importlib.import_module(f"tests.planted.{name}")
+        if command in module.COMMANDS:
+            module.plant()
+
+
 def main(arguments: list[str]) -> int:
-    """Install or serve with the bug; exit 2 when there is no such bug."""
+    """Run a command of the server with the bug; exit 2 when there is no such bug."""
     if len(arguments) < 2 or arguments[0] not in planted_bugs():
-        print(f"usage: launch {'|'.join(planted_bugs())} install|serve ...", file=sys.stderr)
+        usage = f"launch {'|'.join(planted_bugs())} {'|'.join(COMMANDS)} ..."
+        print(f"usage: {usage}", file=sys.stderr)
         return 2
     name, command, *rest = arguments
-    if command == "serve" and (HERE / f"{name}.py").is_file():
-        importlib.import_module(f"tests.planted.{name}").plant()
+    plant(name, command)
     code = reference_main([command, *rest])
     if command == "install" and code == 0:
         apply_sql(name, rest)

@@ -7,6 +7,7 @@ from typing import Any
 
 from reference_server.database import Database
 
+COMMANDS = ("serve",)
 KEPT_S = 0.3
 
 

@@ -16,6 +16,16 @@ ALSO = {
     # A pool that is Cint covers every payout by arithmetic, so one that does not is not Cint; and nobody
     # asked for what swept it.
     "pools_cover_every_payout": {"pools_equal_lmsr_cost", "every_effect_has_a_cause"},
+    # The vault pays an id once, so who pays twice does it under another id, which nobody has signed or asked
+    # for; and the money is gone, which the system's own reconciliation finds.
+    "chain_effects_happen_once": {
+        "nothing_leaves_an_aborted_transaction",
+        "withdrawals_are_paid_once",
+        "custody_equals_the_chain",
+        "reconciliation_finds_exactly_the_drift",
+    },
+    # What is in the vault and in nobody's books is a drift, which the system finds too; the trial planted none.
+    "custody_equals_the_chain": {"reconciliation_finds_exactly_the_drift"},
 }
 
 

@@ -10,6 +10,7 @@ from reference_server.headers import RequestHeaders
 from reference_server.problem import Problem
 from tests.planted.arguments import dsn_of_server
 
+COMMANDS = ("serve",)
 WARM_UP_S = 4.0
 
 
