@@ -24,7 +24,7 @@ ALSO = {
         "custody_equals_the_chain",
         "reconciliation_finds_exactly_the_drift",
     },
-    # What is in the vault and in nobody's books is a drift, which the system finds too; the trial planted none.
+    # What is in the vault and in no books is a drift, which the system finds too; the trial planted none.
     "custody_equals_the_chain": {"reconciliation_finds_exactly_the_drift"},
 }
 
