@@ -58,7 +58,7 @@ BALANCES = f"""
 
 @invariant(group="chain", unit="balances")
 def custody_equals_the_chain(evidence: Evidence) -> Finding:
-    """The vault holds what came into the books from outside; what waits in them is all accounted for.
+    """The vault holds exactly what came into the books from outside, and what waits there is accounted for.
 
     That is: withdraw_in_flight is the sum of the open withdrawals, suspense that of the deposits in it, and
     suspense_receivable what users owe. A drift that was planted and not taken out is in the vault exactly;

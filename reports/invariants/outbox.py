@@ -17,7 +17,7 @@ MESSAGES = "split_part(event_type, '.', 1) IN ('alert', 'notice')"
 
 @invariant(group="outbox", unit="events")
 def the_outbox_delivers_everything(evidence: Evidence) -> Finding:
-    """Every event is delivered in the end, and each alert or notice that is was taken by its receiver.
+    """Every event is delivered in the end, and each alert and notice was taken by its receiver.
 
     What was written only after the load was stopped has had less than the whole drain: it is no loss yet,
     but the run is then inconclusive. A dead event is a loss whenever it was written: the drain replays.
@@ -68,7 +68,7 @@ def chain_effects_happen_once(evidence: Evidence) -> Finding:
 
 @invariant(group="outbox", unit="events behind another of their aggregate")
 def events_leave_in_order(evidence: Evidence) -> Finding:
-    """Of one aggregate no event is begun before those before it are delivered, and taken by their receiver.
+    """Events of one aggregate leave in their order, each after the one before it was delivered and taken.
 
     By the outbox: none was claimed while an earlier one is open, none marked before an earlier one. By the
     receiver: none arrived before an earlier one was applied. That a repetition arrives late is no breach.
@@ -111,9 +111,10 @@ def events_leave_in_order(evidence: Evidence) -> Finding:
 
 @invariant(group="outbox", unit="arrivals and payments")
 def nothing_leaves_an_aborted_transaction(evidence: Evidence) -> Finding:
-    """Whatever reached the world is in the books: its event, claimed before, or its signed transaction.
+    """Whatever reached the world belongs to an event, or a signed transaction, that is in the books.
 
-    Not the system's are the payments that the trial made itself to plant a drift.
+    An event was claimed before it was sent. Not the system's are the payments that the trial made itself to
+    plant a drift.
     """
     return finding(
         evidence,

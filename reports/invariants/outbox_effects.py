@@ -105,11 +105,10 @@ OF_DEATHS = """
 OF_UNKNOWN_PAYMENTS = """
     SELECT 'payment' AS aggregate_type, tx_hash || ':' || log_index AS aggregate_id,
         'alert.unknown_payment' AS event_type, 'payment:' || tx_hash || ':' || log_index AS dedup_key,
-        true AS required, {'tx_hash': tx_hash} AS facts
+        h.drained AND p.block_number <= h.number - h.confirmations AS required, {'tx_hash': tx_hash} AS facts
     FROM chain_payments AS p CROSS JOIN chain_head AS h
     ANTI JOIN withdrawals AS w ON p.withdrawal_id = w.withdrawal_id AND p.receiver = w.address
         AND p.amount_micro = w.amount_micro
-    WHERE h.drained AND p.block_number <= h.number - h.confirmations
     UNION ALL BY NAME
     -- of a block that has left the chain
     SELECT aggregate_type, aggregate_id, event_type, dedup_key, false AS required,
@@ -135,7 +134,7 @@ EXPECTED = " UNION ALL ".join(
 
 @invariant(group="outbox", unit="effects and events")
 def external_effects_are_in_the_outbox_once(evidence: Evidence) -> Finding:
-    """Each effect that the world must hear of has one event, which tells it, and each event an effect.
+    """Each effect that the world must hear of has one event that tells it, and no event lacks its effect.
 
     Those are: withdrawals and their ends; deposits credited, reversed, in suspense and refused; what users
     owe; each change of what reconciliations found; each death of an event; payments that nobody asked for.

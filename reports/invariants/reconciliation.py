@@ -122,7 +122,7 @@ STATES = """
 
 @invariant(group="chain", unit="reconciliations and states of the platform")
 def a_mismatch_pauses_trading(evidence: Evidence) -> Finding:
-    """A critical drift, or three lesser ones in a row, pauses all money until a clean reconciliation.
+    """A critical drift, or three lesser ones in a row, stops all money until a clean reconciliation.
 
     Between a pause and the resumption no transaction and no signature is made. The bounds are exact, by one
     clock: a state is dated by who changes it, when the gate's lock is its own, and what moves money has

@@ -13,7 +13,11 @@ from typing import Any
 
 from reports.evidence import Evidence
 
-MODULES = ("ledger", "idempotency", "idempotency_effects", "trades", "refusals", "order", "service", "trial")
+MODULES = (
+    *("ledger", "idempotency", "idempotency_effects", "trades", "refusals", "order"),
+    *("outbox_effects", "outbox", "deposits", "withdrawals", "custody", "reconciliation"),
+    *("service", "trial"),
+)
 GROUPS = ("ledger", "idempotency", "trades", "outbox", "chain", "service", "trial")
 
 WITNESS_MAX = 10

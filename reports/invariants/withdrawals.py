@@ -15,7 +15,7 @@ from reports.planted_drift import PLANTED_WORDS
 
 @invariant(group="chain", unit="withdrawals and payments")
 def withdrawals_are_paid_once(evidence: Evidence) -> Finding:
-    """Each final withdrawal is paid once in the final chain, as asked; a returned one, or no one's, never.
+    """Each final withdrawal is paid once, as asked for; a returned one is not, nor what nobody asked for.
 
     In the books its money is reserved once, and leaves them or goes back to its user once. Not the system's
     are the payments that the trial made itself to plant a drift.

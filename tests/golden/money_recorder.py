@@ -48,7 +48,8 @@ class GoldenMoneyRun(GoldenRun):
         super().__init__(CustodyBooks(), MONEY_PLAN)
         self.chain = Chain()
         self.receiver = Receiver()
-        self.drained, self.why = True, None
+        self.drained = True
+        self.why: str | None = None
         self.answers: dict[str, list[int]] = {}  # by event type and aggregate id, for the next attempts
         self.refused_event = ""  # by event type and aggregate id, refused at each attempt
         self._faults = 1

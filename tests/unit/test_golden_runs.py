@@ -11,7 +11,7 @@ import pytest
 
 from reports.evidence import Evidence, open_evidence
 from reports.invariants.registry import Invariant, load_registry
-from reports.judge import examine, judge
+from reports.judge import CHAIN_GROUPS, examine, judge
 from reports.synthetic import write_run
 from scenarios.history import Completion, End, FaultRow, Header, Invoke, Probe, Sample, read_rows
 from scenarios.plan import read_run_plan
@@ -33,12 +33,21 @@ def evidence(run: Path) -> Iterator[Evidence]:
     opened.close()
 
 
-@pytest.mark.parametrize("known", load_registry(), ids=lambda known: known.name)
-def test_an_invariant_examines_the_golden_run_and_holds(evidence: Evidence, known: Invariant) -> None:
-    one = examine(evidence, known)
+@pytest.fixture(scope="module")
+def money_evidence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
+    opened = open_evidence(golden.money_run(tmp_path_factory.mktemp("golden")))
+    yield opened
+    opened.close()
 
-    assert (one.result, one.detail, one.witness) == ("held", one.detail, [])
-    assert one.examined > 0
+
+@pytest.mark.parametrize("known", load_registry(), ids=lambda known: known.name)
+def test_an_invariant_examines_the_golden_runs_and_holds(
+    evidence: Evidence, money_evidence: Evidence, known: Invariant
+) -> None:
+    runs = (money_evidence,) if known.group in CHAIN_GROUPS else (evidence, money_evidence)
+    for one in (examine(run, known) for run in runs):
+        assert (one.result, one.detail, one.witness) == ("held", one.detail, [])
+        assert one.examined > 0
 
 
 @pytest.mark.parametrize("known", load_registry(), ids=lambda known: known.name)
