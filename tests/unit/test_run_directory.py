@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def test_a_run_directory_says_what_was_asked(tmp_path: Path) -> None:
-    plan = load_plan("quick")
+    plan = load_plan("hot")
 
     run = create_run(plan, seed=7, target={"strategy": "batch"}, runs=tmp_path / "runs", project=PROJECT)
 
