@@ -19,6 +19,7 @@ MESSAGES = "split_part(event_type, '.', 1) IN ('alert', 'notice')"
 def the_outbox_delivers_everything(evidence: Evidence) -> Finding:
     """Every event is delivered in the end, and each alert and notice was taken by its receiver.
 
+    What was taken under its key had its title, where both have one.
     What was written only after the load was stopped has had less than the whole drain: it is no loss yet,
     but the run is then inconclusive. A dead event is a loss whenever it was written: the drain replays.
     """
@@ -30,12 +31,20 @@ def the_outbox_delivers_everything(evidence: Evidence) -> Finding:
         evidence,
         examined="SELECT count(*) FROM outbox_events",
         breaches=f"""
-            WITH applied AS (SELECT key AS dedup_key FROM deliveries WHERE applied)
+            WITH taken AS (
+                SELECT key AS dedup_key, max(title) AS title FROM deliveries WHERE applied GROUP BY key
+            ),
+            told AS (
+                SELECT e.*, t.dedup_key IS NOT NULL AS taken, t.title AS taken_title,
+                    payload::JSON ->> 'title' AS title
+                FROM outbox_events AS e LEFT JOIN taken AS t USING (dedup_key)
+            )
             SELECT event_id, event_type, aggregate_type, aggregate_id, dedup_key, status, attempts,
-                last_error, if(status = 'delivered', 'its receiver never took it', 'not delivered') AS problem
-            FROM outbox_events LEFT JOIN (SELECT DISTINCT dedup_key, true AS taken FROM applied)
-                USING (dedup_key)
-            WHERE if(status = 'delivered', {MESSAGES} AND taken IS NULL, NOT ({late}))
+                last_error, CASE WHEN status <> 'delivered' THEN 'not delivered'
+                    WHEN taken THEN 'its receiver took another'
+                    ELSE 'its receiver never took it' END AS problem
+            FROM told
+            WHERE if(status = 'delivered', {MESSAGES} AND (NOT taken OR title <> taken_title), NOT ({late}))
         """,
         unresolved=f"{waiting} events were written after the load was stopped and are not delivered"
         if waiting

@@ -59,7 +59,7 @@ def event(event_id: int, kind: str, aggregate: tuple[str, str], key: str, **more
 
 def arrival(key: str, *, status: int = 200, applied: bool = True) -> str:
     """SQL that lets something arrive at the receiver, behind everything else."""
-    return f"""INSERT INTO deliveries SELECT max(time_ns) + 1, max(number) + 1, {key}, 'told', {status},
+    return f"""INSERT INTO deliveries SELECT max(time_ns) + 1, max(number) + 1, {key}, NULL, {status},
         {applied} FROM deliveries;"""
 
 
@@ -230,6 +230,8 @@ def test_the_event_of_a_run_that_was_beside_another_may_be_there_or_not(correct:
             "UPDATE deliveries SET applied = false, status = 503 WHERE key = 'reconciliation:42'",
             "its receiver never took it",
         ),
+        # one event's words under the key of another
+        ("UPDATE deliveries SET title = 'A deposit' WHERE key = 'notice:30'", "its receiver took another"),
     ],
 )
 def test_an_event_that_did_not_arrive_is_seen(correct: Evidence, defect: str, problem: str) -> None:
