@@ -86,7 +86,7 @@ def open_evidence(run: Path) -> Evidence:
         db.execute("SET TimeZone = 'UTC'")
         db.execute("SET enable_progress_bar = false")
         evidence = Evidence(run, plan, db)
-        read_history(db, files)
+        read_history(db, files, has_chain=evidence.has_chain)
         read_trial(db, run)
         missing = read_state(db, run, has_chain=evidence.has_chain)
         evidence.has_state = not missing

@@ -40,10 +40,9 @@ FACTS = {
     "account_version": "BIGINT",
     "balance_micro": "BIGINT",
     "user_id": "VARCHAR",
-    "tx_hash": "VARCHAR",
-    "withdrawal_id": "VARCHAR",
-    "withdrawal_status": "VARCHAR",
 }
+# Told only where there is a chain, and only read there: a field costs as much as a column of its own.
+MONEY_FACTS = {"tx_hash": "VARCHAR", "withdrawal_id": "VARCHAR", "withdrawal_status": "VARCHAR"}
 RENAMED = {"shares_micro": "r_shares_micro", "user_id": "r_user_id"}  # what the reply says, not the request
 COLUMNS = {
     "type": "VARCHAR",
@@ -68,7 +67,6 @@ COLUMNS = {
     "reply_hash": "VARCHAR",
     "replayed": "BOOLEAN",
     "request": "STRUCT(" + ", ".join(f"{name} {kind}" for name, kind in REQUEST.items()) + ")",
-    "facts": "STRUCT(" + ", ".join(f"{name} {kind}" for name, kind in FACTS.items()) + ")",
 }
 # What the chain's node is asked instead of the system: it says nothing of how the system served its clients.
 OF_THE_NODE = "action IN (" + ", ".join(f"'{action}'" for action in sorted(ONCHAIN_ACTIONS)) + ")"
@@ -88,17 +86,19 @@ class Typed(msgspec.Struct):
     type: str
 
 
-def read_history(db: duckdb.DuckDBPyConnection, files: list[Path]) -> None:
+def read_history(db: duckdb.DuckDBPyConnection, files: list[Path], *, has_chain: bool) -> None:
     """Make the tables of the history; raises HistoryError naming file and line."""
+    facts = FACTS | MONEY_FACTS if has_chain else FACTS
+    columns = COLUMNS | {"facts": f"STRUCT({', '.join(f'{name} {kind}' for name, kind in facts.items())})"}
     db.execute(
         "CREATE TABLE history_rows (file INTEGER, "
-        + ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
+        + ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
         + ")"
     )
     db.execute("CREATE TABLE history_files (file INTEGER, stem VARCHAR, first_row BIGINT, last_row BIGINT)")
     before = 0
     for number, path in enumerate(files):
-        read_lines(db, path, f"INSERT INTO history_rows SELECT {number}, * FROM", COLUMNS, history_kind)
+        read_lines(db, path, f"INSERT INTO history_rows SELECT {number}, * FROM", columns, history_kind)
         total = count(db, "SELECT count(*) FROM history_rows")
         db.execute("INSERT INTO history_files VALUES (?, ?, ?, ?)", [number, path.stem, before, total - 1])
         if total == before:
@@ -106,7 +106,11 @@ def read_history(db: duckdb.DuckDBPyConnection, files: list[Path]) -> None:
         before = total
     refuse(db, files, ROW_RULES)
     db.execute(HISTORIES)
-    db.execute(ATTEMPTS)
+    told = [
+        f"{f'c.facts.{name}' if name in facts else f'NULL::{kind}'} AS {RENAMED.get(name, name)}"
+        for name, kind in (FACTS | MONEY_FACTS).items()
+    ]
+    db.execute(ATTEMPTS.format(told=", ".join(told)))
     check_pairs(db, files)
     db.execute("DROP TABLE history_rows")
     db.execute(OPERATIONS)
@@ -179,7 +183,7 @@ SELECT f.stem AS writer, i.process, i.operation, i.attempt, i.action, i."user" A
        i.request_hash, {", ".join(f"i.request.{name} AS {name}" for name in REQUEST)},
        i.time_ns AS invoke_ns, i.intended_ns, c.time_ns AS complete_ns, coalesce(c.type, 'info') AS type,
        c.status, c.code, c.error, c.reply_hash, coalesce(c.replayed, false) AS replayed, c.latency_ns,
-       {", ".join(f"c.facts.{name} AS {RENAMED.get(name, name)}" for name in FACTS)},
+       {{told}},
        i.rowid - f.first_row + 1 AS line, i.rowid AS invoke_row, c.row AS complete_row
 FROM (SELECT *, rowid FROM history_rows WHERE type = 'invoke') i
 JOIN history_files f USING (file)
@@ -250,7 +254,7 @@ FIELDS = ", ".join(
     (
         *("process", "action", "user_id", "key", "market", "request_hash", *REQUEST),
         *("status", "code", "error", "reply_hash", "replayed", "latency_ns"),
-        *(RENAMED.get(name, name) for name in FACTS),
+        *(RENAMED.get(name, name) for name in (*FACTS, *MONEY_FACTS)),
     )
 )
 

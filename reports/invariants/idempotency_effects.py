@@ -91,7 +91,6 @@ def operations_are_all_or_nothing(evidence: Evidence) -> Finding:
                     sum(credit_micro - debit_micro) FILTER (c.kind = 'user_available') AS user_micro,
                     sum(credit_micro - debit_micro) FILTER (c.kind = 'market_pool') AS pool_micro,
                     coalesce(sum(credit_micro - debit_micro) FILTER (c.kind = 'house_fees'), 0) AS fee_micro,
-                    sum(credit_micro - debit_micro) FILTER (c.kind = 'withdraw_in_flight') AS in_flight_micro,
                     any_value(c.user_id) FILTER (c.kind = 'user_available') AS user_id,
                     any_value(c.market_id) FILTER (c.kind = 'market_pool') AS market_id
                 FROM entries AS e JOIN accounts AS c USING (account_id) GROUP BY e.transaction_id
@@ -150,7 +149,12 @@ OF_WITHDRAWALS = """
                 UNION ALL
                 SELECT w.transaction_id, 'its entries are not its amount' FROM withdrawals AS w
                 JOIN moved AS m USING (transaction_id)
-                WHERE (m.user_id, m.user_micro, m.in_flight_micro, m.entries)
+                LEFT JOIN (
+                    SELECT transaction_id, credit_micro FROM entries
+                    SEMI JOIN (SELECT account_id FROM accounts WHERE kind = 'withdraw_in_flight')
+                        USING (account_id)
+                ) AS f USING (transaction_id)
+                WHERE (m.user_id, m.user_micro, f.credit_micro, m.entries)
                     IS DISTINCT FROM (w.user_id, -w.amount_micro, w.amount_micro, 2)
 """
 
