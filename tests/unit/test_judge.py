@@ -150,17 +150,6 @@ def test_without_books_a_check_that_needs_them_is_not_run(run: Path) -> None:
     assert examine(evidence, needless).result == "held"
 
 
-@pytest.mark.parametrize("group", ["outbox", "chain"])
-def test_without_a_record_of_the_chain_its_checks_are_not_run(tmp_path: Path, group: str) -> None:
-    run = golden.money_run(tmp_path)
-    (run / "chain" / "head.json").unlink()
-    one = examined(run, lambda _: Finding(examined=3, violations=1), group=group)
-
-    assert (one.result, one.examined, one.detail) == ("inconclusive", 0, "the run has no record of the chain")
-    other = examined(run, lambda _: Finding(examined=3, violations=1))
-    assert other.result == "broken"
-
-
 def test_a_witness_is_kept_exactly_as_json_can_hold_it() -> None:
     row = {
         "sum": 2**80,
@@ -238,44 +227,6 @@ def test_a_correct_run_passes(correct: Path) -> None:
     assert all(one.examined > 0 for one in verdict.invariants)
     assert verdict.totals["trades"] > 0
     assert [(one.fault, one.landed) for one in verdict.faults] == [("drop_reply", 1)]
-
-
-def test_a_correct_run_with_a_chain_passes(tmp_path: Path) -> None:
-    verdict = judge(golden.money_run(tmp_path))
-
-    assert (verdict.verdict, verdict.reasons[1:]) == ("pass", []), verdict.reasons
-    assert {one.result for one in verdict.invariants} == {"held"}
-    assert [one.name for one in verdict.invariants] == [known.name for known in load_registry()]
-
-
-def test_outbox_and_chain_are_judged_only_where_there_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = [
-        invariant_of(lambda _: Finding(examined=3, violations=0), group=group)
-        for group in ("ledger", "outbox", "chain")
-    ]
-    monkeypatch.setattr(judging, "load_registry", lambda: known)
-
-    with_chain, without = judge(golden.money_run(tmp_path / "with")), judge(golden.run(tmp_path / "without"))
-    assert [one.group for one in with_chain.invariants] == ["ledger", "outbox", "chain"]
-    assert [one.group for one in without.invariants] == ["ledger"]
-
-
-def test_deposits_are_no_part_of_what_is_measured(tmp_path: Path) -> None:
-    rows = golden.golden_money_run()
-    before = judge(rows.write(tmp_path / "before"))
-    op = rows.deposit("u1", 1_000_000)
-    rows.invoke(op, late_ns=10**9)
-    rows.tick(10**9)
-    rows.lose(op, "reset")
-    after = judge(rows.write(tmp_path / "after"))
-
-    assert (after.totals, after.latency) == (before.totals, before.latency)
-    assert after.thresholds == before.thresholds
-    deposits = sum(row.get("action") == "deposit" for row in rows.history)
-    load = sum(row["type"] == "invoke" and row["time_ns"] > rows.events[0]["time_ns"] for row in rows.history)
-    assert after.totals["attempts"] == load - deposits
 
 
 def test_no_module_of_invariants_is_left_out() -> None:
