@@ -462,6 +462,9 @@ BEGIN
         ELSE coalesce(v_last.first_found_at, v_run.cutoff_at)
     END;
     IF v_run.verdict = 'pause' THEN
+        -- whoever resumed since the snapshot is not overlooked: a row that has changed raises 40001
+        PERFORM pg_advisory_xact_lock(pause_gate());
+        PERFORM FROM platform_state FOR NO KEY UPDATE;
         UPDATE platform_state
         SET
             paused = true, changed_by = null,

@@ -189,6 +189,19 @@ def test_a_clean_run_from_before_the_pause_earns_no_resumption(desk: Desk, chain
     refused(desk, "admin", "it was clean")
 
 
+def test_who_resumes_while_a_run_is_under_way_is_not_overlooked(desk: Desk, chain: Chain) -> None:
+    """The run sees trading paused, and finds a drift; by then somebody has resumed: it begins anew."""
+    verdicts(chain, 1000, 0)
+    with psycopg.connect(desk.database.admin_dsn) as running:
+        running.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        running.execute("SELECT paused FROM platform_state")
+        assert desk.row(RESUME, "admin", "it agrees again") == (True,)
+        with pytest.raises(errors.SerializationFailure):
+            running.execute("SELECT reconcile(%s, %s)", [chain.custody_micro() + 1000, chain.block + 1])
+    assert verdicts(chain, 1000) == ["pause"]
+    assert chain.is_paused()
+
+
 def test_the_row_is_not_changed_back_by_hand_either(desk: Desk, chain: Chain) -> None:
     verdicts(chain, 1000)
     with pytest.raises(psycopg.Error) as error:
