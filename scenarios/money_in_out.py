@@ -6,6 +6,8 @@ A deposit is a transaction of the user's wallet, sent straight to the chain's no
 the target, which has its relay pay it. SEATRIAL_CHAIN says where the chain is (scenarios/node.py).
 """
 
+import time
+
 from locust import events
 
 from scenarios.engine import Engine
@@ -24,8 +26,11 @@ class MoneyInOutUser(MarketUser):
     def deposit(self, due_ns: int) -> None:
         account, client, trader, wallet = self.member
         assert wallet is not None
+        began_ns = time.monotonic_ns()
         nonce = client.next_nonce(wallet.address)
         self.do(wallet.deposit(account.user, trader.deposit_micro(), nonce=nonce), due_ns)
+        # Or a node that is down would be booked as latency of the trades after it.
+        self.schedule.stand_still(time.monotonic_ns() - began_ns)
 
     def withdraw(self, due_ns: int) -> None:
         self.do(self.trader.withdraw(), due_ns)

@@ -45,6 +45,10 @@ class Schedule:
         self.next_ns = due_ns + int(self._interval_ns * (0.5 + self._random()))
         return due_ns
 
+    def stand_still(self, for_ns: int) -> None:
+        """Move everything that is still to come: the user spent this time on what is not the system's."""
+        self.next_ns += for_ns
+
 
 class _Span(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))

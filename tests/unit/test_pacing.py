@@ -46,6 +46,13 @@ def test_a_late_user_does_not_move_its_schedule() -> None:
     assert schedule.take() - before <= 1.5 * S / 1000
 
 
+def test_time_spent_elsewhere_moves_what_is_still_to_come() -> None:
+    straight, held_up = (Schedule(rate_per_s=5, from_ns=S, seed="wallet") for _ in range(2))
+    assert straight.take() == held_up.take()
+    held_up.stand_still(3 * S)
+    assert [held_up.take() for _ in range(9)] == [straight.take() + 3 * S for _ in range(9)]
+
+
 def test_users_that_begin_together_do_not_march_in_step() -> None:
     first = [starts(f"7/{number}/schedule", count=1)[0] for number in range(20)]
     assert len(set(first)) == 20
