@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ from chaos.receiver_control import ReceiverControl
 from chaos.rpc import Rpc
 from chaos.rpc_control import RpcControl
 from chaos.supervisor import Child, Supervisor
-from chaos.target import Access, TargetError, last_words
+from chaos.target import Access, TargetError
 from chaos.vault import load_libraries
 from scenarios.plan import ChainPlan
 
@@ -116,11 +116,16 @@ class Custody:
         except (IndexError, msgspec.DecodeError) as error:
             raise TargetError(f"deploy printed no JSON with usdc, vault, block: {error}") from None
 
-    def start_processes(self, access: Access) -> None:
-        """Start watcher and relays; raises TargetError, SupervisorError."""
+    def admit(self, access: Access) -> None:
+        """Take the target's access; raises TargetError when relay and watcher could not work with it."""
         if access.relay_dsn is None:
             raise TargetError("install printed no relay_dsn, which relay and watcher need (docs/targets.md)")
         self._access = access
+
+    def start_processes(self, access: Access) -> None:
+        """Start watcher and relays; raises TargetError, SupervisorError."""
+        self.admit(access)
+        assert access.relay_dsn is not None
         self._watcher = self._supervisor.spawn(
             "watcher",
             [
@@ -132,6 +137,8 @@ class Custody:
         )
         for number in range(self.plan.relays):
             self.relays.append(self.spawn_relay(f"relay-{number}"))
+        # while the load is set up: once there are faults, the import would hold up whoever waits for them
+        threading.Thread(target=load_libraries, name="libraries of the chain", daemon=True).start()
 
     def begin_load(self) -> None:
         """Blocks by the clock from now on, and reconciliations: books and chain agree since the set-up."""
@@ -139,7 +146,6 @@ class Custody:
         assert self._direct is not None
         self._miner = Miner(self._direct, self.plan.block_time_s)
         self._miner.start()
-        threading.Thread(target=load_libraries, name="libraries of the chain", daemon=True).start()
         dsn = self._access.admin_dsn or ""
         self._reconciler = self._supervisor.spawn(
             "reconciler",
@@ -249,12 +255,6 @@ class Custody:
         self.receiver.close()
         if self._direct is not None:
             self._direct.close()
-
-    def check_alive(self, given_up: Callable[[], bool]) -> None:
-        """Raise TargetError when watcher or a relay could not even start."""
-        for child in (self.watcher, *self.relays):
-            if child.returncode is not None and not given_up():
-                raise TargetError(f"{child.name} exited {child.returncode}: {last_words(child)}")
 
     # --- the rest
 

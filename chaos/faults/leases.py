@@ -174,6 +174,7 @@ def _held_send(custody: Custody, timeout_s: float) -> Iterator[Held | None]:
     """The next transaction that a relay sends and the node takes."""
     from eth_utils.crypto import keccak
 
+    keccak(b"")  # its library is loaded by the first call, which is not to be while a relay waits
     hold = custody.rpc.hold("eth_sendRawTransaction")
     try:
         call = hold.wait(timeout_s)
