@@ -139,8 +139,8 @@ class Trial:
             self._start_server(self.access)
             if custody is not None and deployed is not None:
                 deployed.result()
-                custody.start_processes(self.access)
-                self.step(f"vault {custody.vault}, a watcher, {len(custody.relays)} relays")
+                custody.admit(self.access)
+                self.step(f"vault {custody.vault}")
         self.event("target_healthy", kind=postgres.kind, version=postgres.version, why=postgres.why)
 
     def _make_custody(self, scratch: Path) -> Custody | None:
@@ -236,6 +236,11 @@ class Trial:
         if elapsed_s > deadline_s:
             self._ending("deadline", f"the load did not end within {deadline_s:.0f} s")
             return False
+        if self.status is not None and self.custody is not None and not self.custody.relays:
+            # Not before: they and the load would load their libraries at the same time, and it is waited for.
+            assert self.access is not None
+            self.custody.start_processes(self.access)
+            self.step(f"a watcher and {len(self.custody.relays)} relays")
         if self.nemesis is None and self.status is not None and self.status.phase != "setup":
             self._start_nemesis()
         return True
