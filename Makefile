@@ -1,5 +1,9 @@
 # `make run` and `make test` need python3 (3.11 or newer) and make, nothing else; .ci/bootstrap does the set-up.
 .DEFAULT_GOAL := help
+# Tests mostly wait, so more workers than cores; a file's tests stay together, for they share their processes. The
+# planted bugs are whole runs, and have their own way to be a few at a time.
+WORKERS ?= 4
+pytest_at_once = .venv/bin/pytest -n $(WORKERS) --dist loadfile
 .PHONY: help setup run test lint unit integration e2e planted bench lock clean
 
 help: ## What can be made
@@ -13,7 +17,8 @@ run: setup ## The sea trial: 100 users trade and move money in and out, faults, 
 
 test: setup ## Everything: lint, types, architecture, unit, integration and end-to-end tests
 	@$(MAKE) --no-print-directory lint
-	.venv/bin/pytest
+	$(pytest_at_once) tests/e2e tests/unit tests/integration
+	.venv/bin/pytest tests/planted
 
 lint: setup ## Style, types, architecture, SQL
 	.venv/bin/ruff format --check .
@@ -23,13 +28,13 @@ lint: setup ## Style, types, architecture, SQL
 	.venv/bin/sqlfluff lint reference_server/sql
 
 unit: setup ## Tests without processes or database
-	.venv/bin/pytest tests/unit
+	$(pytest_at_once) tests/unit
 
-integration: setup ## Tests against a real PostgreSQL
-	.venv/bin/pytest tests/integration
+integration: setup ## Tests against a real PostgreSQL and a real chain
+	$(pytest_at_once) tests/integration
 
 e2e: setup ## Tests of whole runs
-	.venv/bin/pytest tests/e2e
+	$(pytest_at_once) tests/e2e
 
 planted: setup ## Show that each invariant catches its planted bug
 	.venv/bin/pytest tests/planted
