@@ -15,13 +15,22 @@ import msgspec
 
 from chaos.custody import Custody
 from chaos.quiescence import Drained
-from chaos.vault import address_of, balance_of, deposit_logs, payment_logs
+from chaos.rpc import RpcError
+from chaos.vault import VaultError, address_of, balance_of, deposit_logs, payment_logs
 
 FORMAT = 1
 
 
-def export_chain(custody: Custody, run: Path, drained: Drained) -> None:
-    """Write the folder chain/; raises RpcError when the node does not answer, OSError on a full disk."""
+def export_chain(custody: Custody, run: Path, drained: Drained) -> str | None:
+    """Write the folder chain/; why it could not be read, if so. Raises OSError on a full disk."""
+    try:
+        _export(custody, run, drained)
+    except (RpcError, VaultError) as error:
+        return str(error)
+    return None
+
+
+def _export(custody: Custody, run: Path, drained: Drained) -> None:
     folder = run / "chain"
     folder.mkdir(exist_ok=True)
     newest = custody.ask("eth_getBlockByNumber", "latest", False)

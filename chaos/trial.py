@@ -299,7 +299,8 @@ class Trial:
         self.event("drained", drained=done.drained, replayed=done.replayed, took_s=took_s, why=done.why)
         state = "drained" if done.drained else f"not drained: {done.why}"
         self.step(f"relay and chain {state} ({took_s:.1f} s)")
-        export_chain(custody, self.run, done)
+        if trouble := export_chain(custody, self.run, done):
+            self.step(f"the chain could not be read: {trouble}")
 
     # --- step 4
 
