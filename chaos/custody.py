@@ -26,7 +26,7 @@ from chaos.faults.fault import FaultError
 from chaos.miner import Miner
 from chaos.ports import free_port
 from chaos.receiver_control import ReceiverControl
-from chaos.rpc import Rpc
+from chaos.rpc import Rpc, RpcError
 from chaos.rpc_control import RpcControl
 from chaos.supervisor import Child, Supervisor
 from chaos.target import Access, TargetError
@@ -87,6 +87,13 @@ class Custody:
         self.node.start()
         self._key = self._operator_key()
         self._direct = Rpc(self.node.url)
+        try:
+            # a block for each transaction, until the load begins
+            self._direct.ask("evm_setAutomine", True)
+        except RpcError as error:
+            raise TargetError(
+                f"--chain {self.node.kind}: a run needs a development node, which is mined on demand: {error}"
+            ) from None
         line = urlsplit(self._line).port
         self._supervisor.spawn(
             "rpc-proxy",

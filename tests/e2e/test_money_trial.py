@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from chaos.chain import find_anvil
+from chaos.chain import choose_chain, find_anvil
+from chaos.supervisor import Supervisor
 from tests.e2e.command_line import CommandLine, await_condition
 
 PLAN = """
@@ -122,6 +124,25 @@ def test_another_node_does_as_well(command_line: CommandLine, tmp_path: Path) ->
 
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "chain 31337, anvil" in done.stdout
+
+
+def test_a_node_that_somebody_else_runs_does_as_well(command_line: CommandLine, tmp_path: Path) -> None:
+    plan = tmp_path / "calm_money.toml"
+    plan.write_text(PLAN.replace("hold_s = 19.0", "hold_s = 5.0"))
+    with Supervisor(tmp_path / "node") as supervisor:
+        node = choose_chain("embedded", supervisor=supervisor, data_dir=tmp_path / "node" / "blocks")
+        node.start()
+
+        keyless = command_line.sea_trial(plan, "--chain", node.url)
+        assert keyless.returncode == 2
+        assert "SEATRIAL_OPERATOR_KEY" in keyless.stderr
+        shutil.rmtree(command_line.only_run())
+
+        place = command_line.trial_arguments(plan, "--seed", "7", "--chain", node.url)
+        done = command_line.run(*place, SEATRIAL_OPERATOR_KEY=node.accounts[0].private_key)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        assert node.child is not None
+        assert node.child.alive
 
 
 def test_a_signal_brings_relay_and_chain_to_their_end_too(command_line: CommandLine, plan: Path) -> None:
