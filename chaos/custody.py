@@ -130,7 +130,7 @@ class Custody:
         self._access = access
 
     def start_processes(self, access: Access) -> None:
-        """Start watcher and relays; raises TargetError, SupervisorError."""
+        """Start the watcher and the first relay; raises TargetError, SupervisorError."""
         self.admit(access)
         assert access.relay_dsn is not None
         self._watcher = self._supervisor.spawn(
@@ -142,17 +142,21 @@ class Custody:
                 *("--poll-s", "0.25", "--resend-s", "1", "--stuck-s", "4"),
             ],
         )
-        for number in range(self.plan.relays):
-            self.relays.append(self.spawn_relay(f"relay-{number}"))
-        # while the load is set up: once there are faults, the import would hold up whoever waits for them
-        threading.Thread(target=load_libraries, name="libraries of the chain", daemon=True).start()
+        self.relays.append(self.spawn_relay("relay-0"))
 
     def begin_load(self) -> None:
-        """Blocks by the clock from now on, and reconciliations: books and chain agree since the set-up."""
+        """Blocks by the clock from now on, all relays, and reconciliations: books and chain agree by now.
+
+        Not sooner: each loads its libraries for a second of CPU, and the first trade would wait for that.
+        """
         assert self._access is not None
         assert self._direct is not None
         self._miner = Miner(self._direct, self.plan.block_time_s)
         self._miner.start()
+        # before the faults: the import would hold up whoever waits for them
+        threading.Thread(target=load_libraries, name="libraries of the chain", daemon=True).start()
+        for number in range(1, self.plan.relays):
+            self.relays.append(self.spawn_relay(f"relay-{number}"))
         dsn = self._access.admin_dsn or ""
         self._reconciler = self._supervisor.spawn(
             "reconciler",

@@ -240,7 +240,7 @@ class Trial:
             # Not before: they and the load would load their libraries at the same time, and it is waited for.
             assert self.access is not None
             self.custody.start_processes(self.access)
-            self.step(f"a watcher and {len(self.custody.relays)} relays")
+            self.step("a watcher and a relay; the others come with the load")
         if self.nemesis is None and self.status is not None and self.status.phase != "setup":
             self._start_nemesis()
         return True

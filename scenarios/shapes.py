@@ -31,6 +31,8 @@ class PlanShape(LoadTestShape):  # type: ignore[misc]
             return None
         elapsed_s = engine.crew.elapsed_s
         users = engine.crew.plan.users_at(elapsed_s)
+        if users == 0 and elapsed_s < engine.crew.plan.stages[0].ramp_s:
+            users = 1  # somebody comes at once: the shape is asked again in a second only
         if users is not None:
             # Each change is made within the second that it belongs to.
             return users, float(min(max(abs(users - runner.user_count), 1), SPAWN_PER_S_MAX))
