@@ -24,7 +24,7 @@ def plant() -> None:
         desk: Payouts, books: PayoutBooks, withdrawal_id: UUID, wanted: Wanted, reason: Reason
     ) -> str | None:
         del reason
-        if wanted.status not in ("reserved", "sent") or not wanted.may_leave:
+        if wanted.status == "final" or not wanted.may_leave:
             return None
         signatures = books.signatures(withdrawal_id)
         attempt.set(len(signatures))
