@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,21 @@ from urllib.parse import urlsplit
 import msgspec
 
 from chaos.chain import ChainOptions, choose_chain
+from chaos.control_line import ControlError
 from chaos.faults.fault import FaultError
 from chaos.miner import Miner
 from chaos.ports import free_port
 from chaos.receiver_control import ReceiverControl
 from chaos.rpc import Rpc, RpcError
 from chaos.rpc_control import RpcControl
-from chaos.supervisor import Child, Supervisor
+from chaos.supervisor import Child, Supervisor, SupervisorError
 from chaos.target import Access, TargetError
 from chaos.vault import load_libraries
 from scenarios.plan import ChainPlan
 
 COMMAND_DEADLINE_S = 60.0
 LINE_DEADLINE_S = 15.0
+LOOK_S = 0.1
 OPERATOR_VARIABLE = "SEATRIAL_OPERATOR_KEY"
 WALLET_DOMAIN = "localhost"
 
@@ -75,6 +78,7 @@ class Custody:
         self._miner: Miner | None = None
         self._watcher: Child | None = None
         self._reconciler: Child | None = None
+        self._stopped = False
         self._key = ""
         self.rpc = RpcControl(free_port())
         self.receiver = ReceiverControl(free_port())
@@ -157,14 +161,27 @@ class Custody:
         threading.Thread(target=load_libraries, name="libraries of the chain", daemon=True).start()
         for number in range(1, self.plan.relays):
             self.relays.append(self.spawn_relay(f"relay-{number}"))
-        dsn = self._access.admin_dsn or ""
-        self._reconciler = self._supervisor.spawn(
-            "reconciler",
-            [
-                *(*self._target, "reconcile", *self._on_chain(dsn)),
-                *("--every", str(self.plan.reconcile_every_s)),
-            ],
-        )
+        threading.Thread(target=self._start_reconciler, name="reconciler", daemon=True).start()
+
+    def _start_reconciler(self) -> None:
+        """Once the watcher has read the vault's logs: what is in flight before that, nobody could know."""
+        assert self._access is not None
+        deadline = time.monotonic() + LINE_DEADLINE_S
+        try:
+            while not self.rpc.status()["requests"].get("eth_getLogs"):
+                if self._stopped or time.monotonic() > deadline:
+                    break
+                time.sleep(LOOK_S)  # bounded by the deadline; the condition is the watcher's first look
+            if not self._stopped:
+                self._reconciler = self._supervisor.spawn(
+                    "reconciler",
+                    [
+                        *(*self._target, "reconcile", *self._on_chain(self._access.admin_dsn or "")),
+                        *("--every", str(self.plan.reconcile_every_s)),
+                    ],
+                )
+        except (ControlError, SupervisorError):
+            return  # the trial is over, or the line is gone, which ends it
 
     # --- what others ask
 
@@ -252,6 +269,7 @@ class Custody:
 
     def stop_processes(self) -> None:
         """End what writes to the books: the reconciler, the watcher, the relays; blocks stop too."""
+        self._stopped = True
         if self._miner is not None:
             self._miner.stop()
         for child in (self._reconciler, self._watcher, *self.relays):

@@ -25,6 +25,8 @@ CREATE TABLE watched_chain (
 
 COMMENT ON COLUMN watched_chain.head_number
 IS 'The chain''s newest block when it was last looked at: rows `seen` and `mined` are of this view.';
+COMMENT ON COLUMN watched_chain.looked_at
+IS 'When that was; -infinity: it was not looked at since the watch began.';
 
 CREATE TABLE chain_checkpoints (
     block_number bigint PRIMARY KEY CHECK (block_number >= 0),
@@ -315,8 +317,8 @@ AS $$
 DECLARE
     v_chain watched_chain;
 BEGIN
-    INSERT INTO watched_chain (chain_id, vault, head_number, head_hash)
-    VALUES (p_chain_id, p_vault, p_number, p_hash) ON CONFLICT DO NOTHING;
+    INSERT INTO watched_chain (chain_id, vault, head_number, head_hash, looked_at)
+    VALUES (p_chain_id, p_vault, p_number, p_hash, '-infinity') ON CONFLICT DO NOTHING;
     IF FOUND THEN
         INSERT INTO chain_checkpoints (block_number, block_hash) VALUES (p_number, p_hash);
     END IF;

@@ -296,6 +296,8 @@ BEGIN
     SELECT * INTO v_watched FROM watched_chain;
     IF p_block > v_watched.head_number THEN
         RETURN 'the watcher lags: it has read up to block ' || v_watched.head_number;
+    ELSIF v_watched.looked_at = '-infinity' THEN
+        RETURN 'the watcher has not looked at the chain yet';
     ELSIF v_watched.looked_at
         < clock_timestamp() - make_interval(secs => (SELECT silence_s FROM reconciliation_settings)) THEN
         RETURN 'the watcher has been silent since ' || v_watched.looked_at;

@@ -64,11 +64,12 @@ class Bank:
         )
 
     def watch(self) -> tuple[int, str]:
-        """Begin to watch behind the newest block; that block."""
+        """Begin to watch behind the newest block, and look once; that block."""
         head = self.head()
         self.desk.row(
             "SELECT watch_vault(%s, %s, %s, %s)", self.client.chain_id, self.addresses.vault.lower(), *head
         )
+        self.desk.row("SELECT record_seen(%s, %s, '[]')", *head)
         return head
 
     def look(self, cursor: tuple[int, str]) -> None:
